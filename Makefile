@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up by themselves; they need make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEED   ?= 0
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.PHONY: demo test lint lock bench mutants docs clean
+
+$(VENV)/.runtime: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (once, a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+demo: $(VENV)/.runtime
+	@$(BIN)/aegis demo --seed $(SEED)
+
+test: $(VENV)/.dev lint
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+lock: $(VENV)/.dev
+	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
+	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -o requirements/$$image.txt || exit 1; done
+	$(UV) pyproject.toml --extra cli --group dev -c requirements.txt -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,304 @@
+"""Carry decisions out: reserve, claim, create; notice ends; repair what a crash left half done.
+
+Every step is safe to repeat. The order reserve → claim (compare-and-set) → create means that a kill at any point
+leaves either nothing, an unclaimed reservation that expires, or a claim that reconcile finishes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from aegis.errors import AlreadyExists, Conflict, Permanent, Temporary
+from aegis.events import DriftEvent
+
+from . import budget as budgets
+from . import policy as rules
+from . import workflow as workflows
+from .model import Policy, Record, Retrain, Status, object_name
+from .policy import Decision, Finish, Kind, Outcome
+from .ports import Budgets, Ledger, Workflows
+
+log = logging.getLogger("aegis.trigger")
+
+TRIES = 8
+"""Lost compare-and-sets before the caller is told to come again. Each loss means that somebody else made progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the operator allows."""
+
+    prefixes: tuple[str, ...] = ()
+    budget: int = 20
+    create_unknown: bool = True
+    max_models: int = 1000
+    deadline: timedelta = timedelta(hours=4)
+    namespace: str = "aegis"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A decision with the names that a caller needs."""
+
+    environment: str
+    model: str
+    decision: Decision
+    workflow: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Time and randomness, passed in. `pause(n)` waits a jittered moment before try n + 1."""
+
+    now: Callable[[], datetime]
+    token: Callable[[], str]
+    pause: Callable[[int], None]
+
+
+class Trigger:
+    """The decider of any number of models over the three ports. Holds no state of its own."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        budget: Budgets,
+        argo: Workflows,
+        limits: Limits,
+        sources: Sources,
+        pointer: Callable[[str, str], str | None] = lambda _environment, _model: None,
+    ) -> None:
+        """`pointer(environment, model)` reads the champion's serial where this process may, else None."""
+        self._ledger = ledger
+        self._budget = budget
+        self._argo = argo
+        self._limits = limits
+        self._sources = sources
+        self._pointer = pointer
+
+    def event(self, event: DriftEvent) -> Answer:
+        """Decide about one drift event. Raises Temporary when it must be delivered again."""
+        name = object_name(event.environment, event.model)
+
+        def known() -> Record | None:
+            record = self._ledger.read(name)
+            return record if record is not None else self._create(event)
+
+        answer = self._decide(name, known, event)
+        if answer is None:
+            message = "this model is not managed: create a ManagedModel, or allow unknown models"
+            faults = {"model": message}
+            decision = Decision(Kind.REJECT, "UnknownModel", message, Status(), write=False, faults=faults)
+            return Answer(event.environment, event.model, decision)
+        return answer
+
+    def reconcile(self, *, until: Callable[[], bool] = lambda: False) -> dict[str, int]:
+        """Do what is due for every pending model, the most severe first. Returns counts by result.
+
+        `until` says when the slice of time is used up; what is left is done in the next one.
+        """
+        counts: dict[str, int] = {}
+        for name in self._in_order():
+            if until():
+                counts["left"] = counts.get("left", 0) + 1
+                continue
+            try:
+                result = self._reconcile(name)
+            except Temporary as exc:
+                log.warning("reconcile will try again", extra={"managed_model": name, "error": str(exc)})
+                result = "again"
+            except Permanent as exc:
+                log.error("reconcile cannot go on", extra={"managed_model": name, "error": str(exc)})
+                result = "invalid"
+            counts[result] = counts.get(result, 0) + 1
+        return counts
+
+    # --- deciding ---
+
+    def _decide(self, name: str, read: Callable[[], Record | None], event: DriftEvent | None) -> Answer | None:
+        for attempt in range(TRIES):
+            try:
+                record = read()
+                return None if record is None else self._decide_once(record, event)
+            except Conflict:
+                self._sources.pause(attempt)
+        raise Temporary(f"{name}: too many others write its ledger; try again")
+
+    def _decide_once(self, record: Record, event: DriftEvent | None) -> Answer:
+        now = self._sources.now()
+        decision = self._judge(record, event, now)
+        if decision.kind is Kind.SUBMIT:
+            retrain = _retrain(decision.status)
+            refused = self._reserve(record, retrain, now)
+            if refused is not None:
+                decision = rules.hold_for_budget(record, decision, refused, now)
+        if decision.write and record.version:
+            pending = rules.pending(record, decision.status, now)
+            record = self._ledger.write(record, decision.status, pending=pending)
+        if decision.kind is Kind.SUBMIT:
+            self._submit(record, event.traceparent if event else None)
+        workflow = record.status.retrain.workflow if decision.kind is Kind.SUBMIT and record.status.retrain else None
+        return Answer(record.environment, record.model, decision, workflow)
+
+    def _judge(self, record: Record, event: DriftEvent | None, now: datetime) -> Decision:
+        claim = self._sources.token()
+        decision = rules.decide(record, now, claim=claim, prefixes=self._limits.prefixes, event=event)
+        if decision.reason == "WaitingForRollout":
+            pointer = self._pointer(record.environment, record.model)
+            decision = rules.decide(
+                record, now, claim=claim, prefixes=self._limits.prefixes, event=event, pointer=pointer
+            )
+        return decision
+
+    def _create(self, event: DriftEvent) -> Record | None:
+        if not self._limits.create_unknown or self._ledger.count() >= self._limits.max_models:
+            return None
+        if event.firing and rules.faults(Policy(), event, self._limits.prefixes):
+            # Nothing is created for an invalid event; decide says what is wrong with it.
+            return Record(
+                name=object_name(event.environment, event.model), uid="", version="", environment=event.environment,
+                model=event.model, policy=Policy(), status=Status(),
+            )  # fmt: skip
+        name = object_name(event.environment, event.model)
+        return self._ledger.create(event.environment, event.model, self._recalled(name, Status()), self._sources.now())
+
+    def _recalled(self, name: str, status: Status) -> Status:
+        """Take over what labelled Workflows tell: a deleted or restored ledger forgets nothing recent."""
+        found = [doc for doc in self._argo.of_model(name) if workflows.sequence(doc) > 0]
+        if not found:
+            return status
+        newest = workflows.as_retrain(max(found, key=workflows.sequence), self._sources.now())
+        return rules.taken_over(status, newest)
+
+    def _reserve(self, record: Record, retrain: Retrain, now: datetime) -> str | None:
+        """Take a place in the budget. Returns the reason of the refusal, or None."""
+        for attempt in range(TRIES):
+            budget, version = self._budget.read()
+            granted, after = self._grant(budget, record, retrain, now)
+            if not granted and (old := budgets.doubtful(budget, now)):
+                claimed = {name: self._was_claimed(name, r) for name, r in old.items()}
+                granted, after = self._grant(budgets.settle(budget, claimed), record, retrain, now)
+            try:
+                if after != budget:
+                    self._budget.write(after, version)
+            except Conflict:
+                self._sources.pause(attempt)
+                continue
+            return None if granted else "BudgetSpent"
+        return "BudgetContention"
+
+    def _grant(
+        self, budget: budgets.Budget, record: Record, retrain: Retrain, now: datetime
+    ) -> tuple[bool, budgets.Budget]:
+        return budgets.grant(
+            budget, retrain.workflow, record.name, retrain.sequence, retrain.severity, now, limit=self._limits.budget
+        )
+
+    def _was_claimed(self, workflow: str, reservation: budgets.Reservation) -> bool:
+        record = self._ledger.read(reservation.model)
+        if record is None or record.status.sequence < reservation.sequence:
+            return False
+        return record.status.sequence > reservation.sequence or _names(record.status.retrain, workflow)
+
+    # --- creating ---
+
+    def _submit(self, record: Record, traceparent: str | None = None) -> None:
+        """Create the claimed Workflow and note it. After the claim nothing here may fail the caller's request: what
+        could not be done is reconcile's."""
+        retrain = _retrain(record.status)
+        try:
+            manifest = workflows.manifest(record, retrain, self._limits.namespace, traceparent=traceparent)
+            if self._sources.now() - retrain.claimed_at > rules.CREATE_WITHIN:
+                return
+            uid = self._argo.create(manifest, self._sources.now())
+        except AlreadyExists:
+            self._adopt(record)
+            return
+        except (Temporary, Permanent) as exc:
+            log.warning("the Workflow was not created", extra={"workflow": retrain.workflow, "error": str(exc)})
+            return
+        self._note(record, lambda r, now: rules.submitted(r, uid, now))
+
+    def _adopt(self, record: Record) -> None:
+        """The claimed name exists: ours if it carries this claim, else the number is spent."""
+        retrain = _retrain(record.status)
+        found = self._argo.get(retrain.workflow)
+        if found is None:
+            return  # gone in between; reconcile looks again
+        if workflows.carries(found, retrain.claim):
+            uid = str(found["metadata"]["uid"])
+            self._note(record, lambda r, now: rules.submitted(r, uid, now))
+            return
+        log.warning("the Workflow's name belongs to another claim", extra={"workflow": retrain.workflow})
+        self._note(record, lambda r, now: self._recalled(r.name, rules.name_taken(r, now)))
+
+    def _note(self, record: Record, change: Callable[[Record, datetime], Status]) -> Record | None:
+        """Write a fact about the retrain in flight. A lost race is left to reconcile, which looks again."""
+        now = self._sources.now()
+        status = change(record, now)
+        try:
+            return self._ledger.write(record, status, pending=rules.pending(record, status, now))
+        except (Conflict, Temporary) as exc:
+            log.info(
+                "the ledger was not updated; reconcile will", extra={"managed_model": record.name, "error": str(exc)}
+            )
+            return None
+
+    # --- reconciling ---
+
+    def _in_order(self) -> list[str]:
+        """Pending models, those that wait for budget first by severity and age."""
+        waiting, _ = self._budget.read()
+        rank = {name: place for place, name in enumerate(budgets.in_order(waiting))}
+        return sorted(self._ledger.pending(), key=lambda name: (rank.get(name, len(rank)), name))
+
+    def _reconcile(self, name: str) -> str:
+        record = self._ledger.read(name)
+        if record is None:
+            return "gone"
+        retrain = record.status.retrain
+        if retrain is not None and retrain.in_flight:
+            now = self._sources.now()
+            found = self._argo.get(retrain.workflow)
+            if retrain.phase == "Claimed":
+                self._finish_claim(record, retrain, found is not None, now)
+            elif found is None:
+                lost = Finish(outcome=Outcome.LOST, ended_at=now, explanation="the Workflow is gone")
+                self._write(record, rules.finished(record, lost, now), now)
+            else:
+                self._progress(record, found, now)
+        answer = self._decide(name, lambda: self._ledger.read(name), None)
+        return "gone" if answer is None else str(answer.decision.kind).lower()
+
+    def _finish_claim(self, record: Record, retrain: Retrain, exists: bool, now: datetime) -> None:
+        if exists:
+            self._adopt(record)
+        elif now - retrain.first_claimed_at >= rules.CLAIM_EXPIRES:
+            why = "its Workflow could not be created within an hour"
+            failed = Finish(outcome=Outcome.FAILED, ended_at=now, reason="NotCreated", explanation=why)
+            self._write(record, rules.finished(record, failed, now), now)
+        elif now - retrain.claimed_at > rules.CREATE_WITHIN:
+            self._submit(self._ledger.write(record, rules.renewed(record, now), pending=True))
+
+    def _progress(self, record: Record, found: Mapping[str, object], now: datetime) -> None:
+        match workflows.read(found, now):
+            case Finish() as finish:
+                self._write(record, rules.finished(record, finish, now), now)
+            case workflows.Running(state):
+                self._write(record, rules.progressed(record, state, self._limits.deadline, now), now)
+
+    def _write(self, record: Record, status: Status, now: datetime) -> None:
+        if status != record.status:
+            self._ledger.write(record, status, pending=rules.pending(record, status, now))
+
+
+def _retrain(status: Status) -> Retrain:
+    if status.retrain is None:
+        raise AssertionError("a claim without a retrain")
+    return status.retrain
+
+
+def _names(retrain: Retrain | None, workflow: str) -> bool:
+    return retrain is not None and retrain.workflow == workflow

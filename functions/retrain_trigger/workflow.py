@@ -1,0 +1,194 @@
+"""The Argo Workflow of a retrain: the manifest to submit, and what a Workflow's status says. Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from aegis.errors import BAD_DATA, TRAINER_FAILED, USAGE, Permanent
+from aegis.events import NAME, SEVERITIES, canonical_json, parse_time, rfc3339
+
+from .model import Record, Retrain
+from .policy import Finish, Outcome
+
+CLAIM = "aegis.dev/claim"
+MODEL_LABEL = "aegis.dev/managed-model"
+SEQUENCE_LABEL = "aegis.dev/sequence"
+MIN_TTL = timedelta(hours=24)
+
+_TERMINAL = ("Succeeded", "Failed", "Error")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Not ended: `Queued`, `Running` or `AwaitingApproval`."""
+
+    state: str
+
+
+def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: str | None = None) -> dict[str, Any]:
+    """The Workflow that a claim orders. Raises Permanent if a value could not travel safely.
+
+    Argo substitutes templates inside parameter values, so every value is allow-listed before, or base64.
+    """
+    policy = record.policy
+    event = {
+        "event_id": retrain.event_id,
+        "source": retrain.source,
+        "fingerprint": retrain.fingerprint,
+        "severity": retrain.severity,
+        "sequence": retrain.sequence,
+        "reason": retrain.reason,
+        "claimed_at": rfc3339(retrain.first_claimed_at),
+    }
+    settings = {
+        "trainer": dict(policy.trainer),
+        "gate": dict(policy.gate),
+        "alias": policy.alias or ("champion" if record.environment == "default" else f"champion-{record.environment}"),
+        "seed": retrain.sequence,
+        "attempt": record.status.attempts + 1,
+        "max_attempts": policy.max_attempts,
+    }
+    parameters = {
+        "model": record.model,
+        "environment": record.environment,
+        "model-version": retrain.version,
+        "dataset-uri": retrain.dataset_uri or "",
+        "evaluation-uri": policy.evaluation_uri or "",
+        "event": _packed(event),
+        "settings": _packed(settings),
+        "approval": str(policy.approval).lower(),
+        "last-inputs": retrain.inputs or "",
+    }
+    unsafe = {name: "holds a template or a control character" for name, value in parameters.items() if not _safe(value)}
+    unsafe |= {
+        n: "is not a name" for n in ("model", "environment", "model-version") if not NAME.fullmatch(parameters[n])
+    }
+    if unsafe:
+        raise Permanent("these values cannot be passed to a Workflow", unsafe)
+    annotations = {
+        CLAIM: retrain.claim,
+        "aegis.dev/event-id": retrain.event_id,
+        "aegis.dev/fingerprint": retrain.fingerprint,
+    }
+    if traceparent:
+        annotations["aegis.dev/traceparent"] = traceparent
+    return {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {
+            "name": retrain.workflow,
+            "namespace": namespace,
+            "labels": {MODEL_LABEL: record.name, SEQUENCE_LABEL: str(retrain.sequence)},
+            "annotations": annotations,
+        },
+        "spec": {
+            "workflowTemplateRef": {"name": policy.workflow_template},
+            "arguments": {"parameters": [{"name": name, "value": value} for name, value in parameters.items()]},
+            "priority": SEVERITIES.index(retrain.severity),
+            # The ledger must see the end before Argo forgets it.
+            "ttlStrategy": {"secondsAfterCompletion": int(max(policy.cooldown, MIN_TTL).total_seconds())},
+        },
+    }
+
+
+def _packed(value: Mapping[str, Any]) -> str:
+    return base64.b64encode(canonical_json(value)).decode()
+
+
+def _safe(value: str) -> bool:
+    return "{{" not in value and "}}" not in value and value.isascii() and (value.isprintable() or not value)
+
+
+def carries(workflow: Mapping[str, Any], claim: str) -> bool:
+    """Whether a Workflow was created for this very claim."""
+    return bool((workflow["metadata"].get("annotations") or {}).get(CLAIM) == claim)
+
+
+def sequence(workflow: Mapping[str, Any]) -> int:
+    """The sequence number in a Workflow's label; 0 when there is none."""
+    text = (workflow["metadata"].get("labels") or {}).get(SEQUENCE_LABEL, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def as_retrain(workflow: Mapping[str, Any], now: datetime) -> Retrain:
+    """The ledger's entry for a Workflow that the ledger forgot."""
+    metadata = workflow["metadata"]
+    notes = metadata.get("annotations") or {}
+    made = parse_time(metadata["creationTimestamp"]) if metadata.get("creationTimestamp") else now
+    return Retrain(
+        sequence=sequence(workflow),
+        workflow=metadata["name"],
+        claim=notes.get(CLAIM, ""),
+        phase="Submitted",
+        first_claimed_at=made,
+        claimed_at=made,
+        submitted_at=made,
+        uid=metadata.get("uid"),
+        event_id=notes.get("aegis.dev/event-id", ""),
+        fingerprint=notes.get("aegis.dev/fingerprint", ""),
+        reason="taken over from an existing Workflow",
+    )
+
+
+def read(workflow: Mapping[str, Any], now: datetime) -> Running | Finish:
+    """What a Workflow's status says."""
+    status = workflow.get("status") or {}
+    phase = status.get("phase") or "Pending"
+    if phase not in _TERMINAL:
+        return Running(_state(phase, status))
+    outputs = {p["name"]: p.get("value") for p in (status.get("outputs") or {}).get("parameters") or ()}
+    ended_at = parse_time(status["finishedAt"]) if status.get("finishedAt") else now
+    outcome, reason, explanation = _outcome(workflow, phase, outputs)
+    return Finish(
+        outcome=outcome,
+        reason=reason,
+        explanation=explanation,
+        ended_at=ended_at,
+        inputs=outputs.get("inputs") or None,
+        pointer=outputs.get("pointer") or None,
+        run_id=outputs.get("run-id") or None,
+        registered_version=outputs.get("registered-version") or None,
+    )
+
+
+def _state(phase: str, status: Mapping[str, Any]) -> str:
+    nodes = (status.get("nodes") or {}).values()
+    if any(node.get("type") == "Suspend" and node.get("phase") == "Running" for node in nodes):
+        return "AwaitingApproval"
+    return "Running" if phase == "Running" else "Queued"
+
+
+def _outcome(
+    workflow: Mapping[str, Any], phase: str, outputs: Mapping[str, Any]
+) -> tuple[Outcome, str | None, str | None]:
+    explanation = (outputs.get("explanation") or "")[:1000] or None
+    said, _, reason = (outputs.get("outcome") or "").partition(":")
+    if phase == "Succeeded" and said in set(Outcome):
+        return Outcome(said), reason or None, explanation
+    if (workflow.get("spec") or {}).get("shutdown"):
+        return Outcome.CANCELLED, None, "stopped by a person"
+    node = _failed_node(workflow)
+    code, message = node.get("exitCode"), (workflow.get("status") or {}).get("message") or node.get("message") or ""
+    explanation = explanation or str(message)[:1000] or f"the Workflow ended as {phase}"
+    if code == BAD_DATA:
+        return Outcome.BAD_DATA, reason if said == Outcome.BAD_DATA and reason else None, explanation
+    if code in (USAGE, TRAINER_FAILED):
+        return Outcome.TRAINER_FAILED, None, explanation
+    return Outcome.FAILED, f"exit code {code}" if code else phase, explanation
+
+
+def _failed_node(workflow: Mapping[str, Any]) -> dict[str, Any]:
+    """The failed container that tells most: the last one with an exit code, the notifying onExit step aside."""
+    nodes = ((workflow.get("status") or {}).get("nodes") or {}).values()
+    failed = [
+        {**node, "exitCode": int(code)}
+        for node in nodes
+        if node.get("phase") in ("Failed", "Error")
+        and node.get("templateName") != "finished"
+        and str(code := node.get("exitCode") or (node.get("outputs") or {}).get("exitCode") or "").isdigit()
+    ]
+    return max(failed, key=lambda node: str(node.get("finishedAt") or ""), default={})

@@ -1,0 +1,1 @@
+"""What at least two rooms of Aegis use: events, HTTP, settings, storage, signatures, errors."""
