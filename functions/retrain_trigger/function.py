@@ -69,7 +69,7 @@ class Settings:
         if self.run_deadline <= timedelta(0):
             faults["AEGIS_RUN_DEADLINE"] = "must be longer than nothing"
         wrong = [
-            f"{prefix}: {fault}" for prefix in self.dataset_prefixes if (fault := datasets.fault(prefix, [prefix]))
+            f"{prefix}: {fault}" for prefix in self.dataset_prefixes if (fault := datasets.prefix_fault(prefix))
         ]
         if wrong:
             faults["AEGIS_DATASET_PREFIXES"] = "; ".join(wrong)

@@ -289,7 +289,7 @@ def policy_from(spec: Mapping[str, Any]) -> Policy:
             except ValueError as exc:
                 faults[where] = str(exc)
             continue
-        plain = Mapping if typing.get_origin(wanted) else str if wanted == str | None else wanted
+        plain = str if wanted == str | None else Mapping if typing.get_origin(wanted) else wanted
         if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
             faults[where] = f"must be {_SPELLED[plain]}"
         elif isinstance(value, str) and not (value.isascii() and value.isprintable() and "{{" not in value):

@@ -294,4 +294,14 @@ def _from_starlette(request: Any) -> Request:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     peer = request.scope.get("client")
-    return Request(request.method, request.scope["path"], headers, request.stream(), peer[0] if peer else "")
+    return Request(request.method, request.scope["path"], headers, _body(request), peer[0] if peer else "")
+
+
+async def _body(request: Any) -> AsyncIterator[bytes]:
+    from starlette.requests import ClientDisconnect
+
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as exc:  # a sender's timeout: ordinary, and nobody is left to read the answer
+        raise HttpError(503, "the caller left before its body was complete") from exc

@@ -1,0 +1,71 @@
+"""Bring a model that already serves into the chain: sign it, publish it, point at it, register it.
+
+A person's act (`aegis adopt`): no gate judged the model, and it replaces whatever the pointer names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from aegis import pointer
+from aegis.errors import USAGE, Permanent
+from aegis.package import Origin
+from aegis.signature import Keys, Signer
+from aegis.storage import Store
+from sign_model import step
+from sign_model.promote import Promotion, Request, promote
+from sign_model.registry import Registry
+from sign_model.sign import sign, sources_of
+
+
+def adopt(
+    directory: Path,
+    environment: str,
+    model: str,
+    *,
+    store: Store,
+    models_uri: str,
+    signer: Signer,
+    trusted: Keys,
+    models: Registry,
+    now: datetime,
+    scratch: Path,
+    sources: Sequence[Mapping[str, str]] | None = None,
+    dataset_uri: str = "",
+    run_id: str = "",
+    alias: str = "",
+    allow_pickle: bool = False,
+) -> Promotion:
+    """Sign a model directory as it stands and make it the champion. Again with the same bytes: no change.
+
+    `sources` ({uri, digest} each) default to what the directory's aegis_dataset.json says.
+    """
+    names = {"environment": environment, "model": model}
+    if faults := {name: f"must match {step.NAME.pattern}" for name in names if not step.NAME.fullmatch(names[name])}:
+        raise Permanent("adopt", faults, exit_code=USAGE)
+    origin = Origin(
+        model=model,
+        environment=environment,
+        workflow_uid="adopted",
+        run_id=run_id,
+        dataset_uri=dataset_uri,
+        sources=sources_of(directory) if sources is None else sources,
+        decision="Adopted",
+        allow_pickle=allow_pickle,
+    )
+    signed = sign(directory, origin, None, store=store, signer=signer, trusted=trusted, scratch=scratch)
+    found = pointer.read(store, trusted, environment, model)
+    request = Request(
+        environment=environment,
+        model=model,
+        tar_sha256=signed.tar_sha256,
+        champion=found[0].tar_sha256 if found else "",
+        workflow="adopted",
+        workflow_uid="adopted",
+        run_id=run_id,
+        alias=alias or step.alias_of(environment),
+        models_uri=models_uri,
+    )
+    return promote(request, store=store, trusted=trusted, signer=signer, models=models, now=now, scratch=scratch)

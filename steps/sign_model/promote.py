@@ -1,0 +1,181 @@
+"""Make a signed package the champion: `python -m sign_model.promote`.
+
+Verify it again from the store, register exactly the signed bytes, move the pointer by compare-and-set, let
+the alias follow. Each part may be repeated: killed anywhere, the next run finishes without a second version
+or serial. Never loads a model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aegis import package, pointer, signature
+from aegis.errors import Conflict, Temporary
+from aegis.package import Package
+from aegis.pointer import Pointer
+from aegis.signature import Keys, Signer
+from aegis.storage import Store, open_store
+from sign_model import keys, registry, step
+from sign_model.registry import MlflowRegistry, Registry
+from sign_model.step import Context
+
+PROMOTED, STALE = "Promoted", "Failed:StaleChallenger"
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """How it ended: outcome, a plain sentence, the pointer's serial, the registry's version ("" if stale)."""
+
+    outcome: str
+    explanation: str
+    serial: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to promote, on whose behalf, and which champion (tar digest, "" for none) it was compared with."""
+
+    environment: str
+    model: str
+    tar_sha256: str
+    champion: str
+    workflow: str
+    workflow_uid: str
+    run_id: str
+    alias: str
+    models_uri: str
+    told: Mapping[str, str] = field(default_factory=dict)
+    """More tags for the version: the event and the decision that led here."""
+
+
+def promote(
+    request: Request,
+    *,
+    store: Store,
+    trusted: Keys,
+    signer: Signer,
+    models: Registry,
+    now: datetime,
+    scratch: Path,
+) -> Promotion:
+    """Promote one package. A pointer that moved since the gate looked makes it stale, which is no error."""
+    environment, model = request.environment, request.model
+    found = pointer.read(store, trusted, environment, model)
+    if not _ours(found, request) and _tar(found) != request.champion:
+        return _stale(found, request)
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        directory = Path(place) / "model"
+        signed = package.fetch(store, trusted, environment, model, request.tar_sha256, directory)
+        where = f"{request.models_uri.rstrip('/')}/{package.folder(environment, model, request.tar_sha256)}"
+        version = models.register(directory, model, request.run_id, _tags(request, signed, where))
+    if not _ours(found, request):
+        new = Pointer(
+            model=model,
+            environment=environment,
+            serial=found[0].serial + 1 if found else 1,
+            tar_sha256=request.tar_sha256,
+            root_digest=signed.root_digest,
+            package=where,
+            run_id=request.run_id,
+            model_version=version,
+            workflow=request.workflow_uid,
+            promoted_at=now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        )
+        try:
+            store.swap(pointer.path_of(environment, model), pointer.seal(new, signer), found[1] if found else None)
+        except Conflict:
+            # Somebody else won, or it was us and only the answer was lost.
+            found = pointer.read(store, trusted, environment, model)
+            if not _ours(found, request):
+                models.tag(model, version, {"aegis.outcome": STALE})
+                return _stale(found, request)
+    serial = _follow(request, store, trusted, models)
+    return Promotion(PROMOTED, f"{environment}/{model} is version {version}, pointer serial {serial}.", serial, version)
+
+
+def _follow(request: Request, store: Store, trusted: Keys, models: Registry) -> int:
+    """Bring tag and alias to where the pointer is, again if it moved meanwhile; its serial."""
+    for _ in range(8):
+        found = pointer.read(store, trusted, request.environment, request.model)
+        if found is None:
+            break
+        current = found[0]
+        models.tag(request.model, current.model_version, {"aegis.pointer_serial": str(current.serial)})
+        models.alias(request.model, request.alias, current.model_version)
+        if pointer.read(store, trusted, request.environment, request.model) == found:
+            return current.serial
+    raise Temporary("the pointer keeps moving; the alias could not follow it")
+
+
+def _ours(found: tuple[Pointer, str] | None, request: Request) -> bool:
+    return found is not None and (found[0].workflow, found[0].tar_sha256) == (
+        request.workflow_uid,
+        request.tar_sha256,
+    )
+
+
+def _tar(found: tuple[Pointer, str] | None) -> str:
+    return found[0].tar_sha256 if found else ""
+
+
+def _stale(found: tuple[Pointer, str] | None, request: Request) -> Promotion:
+    text = f"The champion changed while this model was made: {_tar(found)[:12] or 'none'} now, "
+    text += f"{request.champion[:12] or 'none'} when it was compared."
+    return Promotion(STALE, text, found[0].serial if found else 0, "")
+
+
+def _tags(request: Request, signed: Package, where: str) -> dict[str, str]:
+    return {
+        registry.UID: request.workflow_uid,
+        registry.TAR: signed.tar_sha256,
+        "aegis.environment": request.environment,
+        "aegis.workflow": request.workflow,
+        "aegis.run_id": request.run_id,
+        "aegis.root_digest": signed.root_digest,
+        "aegis.package": where,
+        **request.told,
+    }
+
+
+def _body(env: Mapping[str, str]) -> str:
+    context = Context.from_env(env)
+    request = Request(
+        environment=context.environment,
+        model=context.model,
+        tar_sha256=step.wanted(env, "AEGIS_PACKAGE"),
+        champion=step.wanted(env, "AEGIS_CHAMPION", empty=True),
+        workflow=context.workflow,
+        workflow_uid=context.workflow_uid,
+        run_id=context.run_id,
+        alias=context.alias,
+        models_uri=context.models_uri,
+        told={f"aegis.{name}": context.told(name) for name in ("event_id", "fingerprint", "reason")},
+    )
+    done = promote(
+        request,
+        store=open_store(context.models_uri, env=env),
+        trusted=signature.load_keys(context.trusted_keys),
+        signer=keys.load(context.signing_key),
+        models=MlflowRegistry(env.get("MLFLOW_TRACKING_URI", "")),
+        now=datetime.now(UTC),
+        scratch=context.scratch,
+    )
+    outputs = {"outcome": done.outcome, "pointer": str(done.serial), "registered-version": done.version}
+    step.write_outputs(context.out, outputs | {"explanation": done.explanation})
+    return f"{done.outcome}: {done.explanation}"
+
+
+def main(env: Mapping[str, str] = os.environ) -> int:
+    """Entry point; exit codes in `aegis.errors`."""
+    return step.run("promote", _body, env)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
