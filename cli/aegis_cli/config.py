@@ -1,0 +1,137 @@
+"""The one file that configures `aegis up`: alert mapping, limits, owners' policies, ports. Every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aegis.errors import USAGE, Permanent
+from aegis.events import NAME
+from aegis.settings import duration, read_yaml
+from alert_receiver import mapping
+from retrain_trigger.model import policy_from
+
+PORTS = {"receiver": 12000, "trigger": 12001, "mlflow": 12002}
+STAGING = "s3://my-staging-bucket/"
+"""The example bucket of the documentation, so that its curl command works as it stands."""
+DEFAULT_MODEL = {"labels": ["model_name", "model", "model.name", "model_id"], "default": "default"}
+"""About half of the drift alerts in public rules name no model; on one machine they mean the one at hand."""
+_TRIGGER = {"datasetPrefixes": list, "budget": int, "createUnknown": bool, "maxModels": int, "runDeadline": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A checked configuration; each field is one key of the file."""
+
+    receiver: Mapping[str, Any] = field(default_factory=lambda: {"model": DEFAULT_MODEL})
+    """The alert mapping (docs/mapping.md)."""
+    trigger: Mapping[str, Any] = field(default_factory=dict)
+    """`datasetPrefixes`, `budget`, `createUnknown`, `maxModels`, `runDeadline`."""
+    models: tuple[Mapping[str, Any], ...] = ()
+    """Owners' policies: `environment` and `model`, and the `spec` fields of docs/policy.md."""
+    ports: Mapping[str, int] = field(default_factory=lambda: dict(PORTS))
+    """`receiver`, `trigger` and `mlflow`, on loopback."""
+    reconcile_interval: str = "30s"
+    """How often waiting work is looked at, besides at the end of each Workflow."""
+
+    def prefixes(self, state: Path) -> list[str]:
+        """Where data may come from."""
+        given = self.trigger.get("datasetPrefixes")
+        return list(given) if given is not None else [STAGING, f"file://{state / 'datasets'}/"]
+
+
+def load(path: Path) -> Config:
+    """Read a file. Raises Permanent (64) that names every fault by its dotted path."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise Permanent(f"{path} cannot be read: {exc}", exit_code=USAGE) from exc
+    return check(read_yaml(text))
+
+
+def check(document: Mapping[str, Any]) -> Config:
+    """Check a parsed file."""
+    faults: dict[str, str] = {}
+    known = {"receiver", "trigger", "models", "ports", "reconcileInterval"}
+    faults |= {key: f"is none of {', '.join(sorted(known))}" for key in document if key not in known}
+    receiver = _mapping(document, "receiver", faults)
+    receiver.setdefault("model", DEFAULT_MODEL)
+    try:
+        mapping.section(receiver)
+    except Permanent as exc:
+        faults |= exc.faults
+    trigger = _mapping(document, "trigger", faults)
+    faults |= _trigger_faults(trigger)
+    models = document.get("models") or []
+    if not isinstance(models, list):
+        faults["models"] = "must be a list"
+        models = []
+    for place, model in enumerate(models):
+        faults |= {f"models[{place}].{name}": what for name, what in _model_faults(model).items()}
+    ports = PORTS | _mapping(document, "ports", faults)
+    for name, port in ports.items():
+        if name not in PORTS:
+            faults[f"ports.{name}"] = f"is none of {', '.join(PORTS)}"
+        elif type(port) is not int or not 1 <= port <= 65535:
+            faults[f"ports.{name}"] = "must be a port number"
+    if not faults and len(set(ports.values())) != len(ports):
+        faults["ports"] = "must differ from each other"
+    interval = document.get("reconcileInterval", "30s")
+    if (fault := _duration_fault(interval)) is not None:
+        faults["reconcileInterval"] = fault
+    if faults:
+        raise Permanent("bad configuration", faults, exit_code=USAGE)
+    return Config(receiver=receiver, trigger=trigger, models=tuple(models), ports=ports, reconcile_interval=interval)
+
+
+def _mapping(document: Mapping[str, Any], name: str, faults: dict[str, str]) -> dict[str, Any]:
+    value = document.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        faults[name] = "must be a mapping"
+        return {}
+    return dict(value)
+
+
+def _trigger_faults(trigger: Mapping[str, Any]) -> dict[str, str]:
+    faults = {}
+    for key, value in trigger.items():
+        kind = _TRIGGER.get(key)
+        if kind is None:
+            faults[f"trigger.{key}"] = f"is none of {', '.join(_TRIGGER)}"
+        elif kind is list:
+            if not isinstance(value, list) or not all(isinstance(p, str) and p and "," not in p for p in value):
+                faults[f"trigger.{key}"] = "must be a list of locations such as s3://bucket/datasets/"
+        elif kind is int and (type(value) is not int or value < 1):
+            faults[f"trigger.{key}"] = "must be a whole number from 1"
+        elif kind is bool and not isinstance(value, bool):
+            faults[f"trigger.{key}"] = "must be true or false"
+        elif kind is str and (fault := _duration_fault(value)) is not None:
+            faults[f"trigger.{key}"] = fault
+    return faults
+
+
+def _model_faults(model: object) -> dict[str, str]:
+    if not isinstance(model, dict):
+        return {"": "must be a mapping"}
+    faults = {
+        name: "must match " + NAME.pattern
+        for name in ("environment", "model")
+        if not isinstance(value := model.get(name, "default" if name == "environment" else None), str)
+        or NAME.fullmatch(value) is None
+    }
+    try:
+        policy_from({key: value for key, value in model.items() if key not in ("environment", "model")})
+    except Permanent as exc:
+        faults |= {name.removeprefix("spec."): what for name, what in exc.faults.items()}
+    return faults
+
+
+def _duration_fault(value: object) -> str | None:
+    try:
+        return None if duration(value if isinstance(value, str) else "").total_seconds() > 0 else "must be more than 0"
+    except ValueError as exc:
+        return str(exc)

@@ -1,0 +1,372 @@
+"""The `aegis` command: run everything on one machine, send alerts, and ask why a model was or was not retrained."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import http.client
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from aegis.errors import OK, USAGE, VERIFICATION_FAILED, NotFound, Permanent, Temporary
+from aegis.events import NAME, SEVERITIES
+from retrain_trigger.model import Record, object_name
+
+from . import alerts, config, story
+from .stack import NotRunning, Stack, State, call, default_state, interrupted, request_retrain
+from .story import shown
+
+NO = 3
+EXIT_CODES = """exit codes:
+  0   done; with --wait: a better model was promoted
+  3   an honest no: held, refused, rejected by the gate, or the retrain failed
+  64  bad usage or configuration     65  bad data
+  69  nothing runs where it should   75  try again
+  76  verification failed            77  signing denied"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage ends with the code that every part of Aegis has for it."""
+
+    def error(self, message: str) -> Any:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], int] = parsed.run
+        return run(parsed)
+    except (Permanent, Temporary) as exc:
+        faults = getattr(exc, "faults", {})
+        print(f"aegis: {shown(getattr(exc, 'message', exc))}", file=sys.stderr)
+        for name, what in faults.items():
+            print(f"  {shown(name)}: {shown(what)}", file=sys.stderr)
+        return exc.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="aegis",
+        description="A model drift alert in, a signed better model out.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *, state: bool = True) -> Parser:
+        made: Parser = commands.add_parser(
+            name, help=text, description=text, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.set_defaults(run=run)
+        if state:
+            made.add_argument("--state", type=Path, default=default_state(), help="folder of ledger, models and keys")
+        return made
+
+    demo = add("demo", _demo, "show the whole path on this machine, in about a minute", state=False)
+    demo.add_argument("--seed", type=int, default=0, help="another seed, other data (default 0)")
+    demo.add_argument("--state", type=Path, default=default_state().with_name("aegis-demo"), help="emptied first")
+
+    up = add("up", _up, "keep receiver, trigger, runner and MLflow running until Ctrl-C")
+    up.add_argument("--config", type=Path, metavar="FILE", help="see docs/settings.md; without it: defaults")
+
+    send = add("send", _send, "send a test alert for a model, as Alertmanager would")
+    _model(send)
+    send.add_argument("--version", default="", help="the version that drifts")
+    send.add_argument("--severity", choices=SEVERITIES, default="warning")
+    send.add_argument("--dataset", default="", metavar="URI", help="where the new data is")
+    send.add_argument("--feature", default="", help="the feature that drifts")
+    send.add_argument("--summary", default="sent by aegis send")
+    send.add_argument("--resolved", action="store_true", help="say that the alert ended")
+    send.add_argument("--dry-run", action="store_true", help="print what would be posted, and post nothing")
+    send.add_argument("--url", default="", help="another receiver (default: the one of `aegis up`)")
+    _waiting(send)
+
+    listing = add("models", _models, "list the models: does it drift, does it retrain, and if not, why")
+    listing.add_argument("--json", action="store_true", help="for scripts")
+
+    why = add("why", _why, "tell one model's story: decisions with reasons, retrains with outcomes, links")
+    _model(why)
+    why.add_argument("--json", action="store_true", help="for scripts")
+
+    retrain = add("retrain", _retrain, "ask for a retrain; passes every hold but suspend, the budget and a running one")
+    _model(retrain)
+    retrain.add_argument("--why", required=True, help="the reason, kept in the model's story")
+    _waiting(retrain)
+
+    approve = add("approve", _approve, "release an accepted model that waits for a person, or refuse it")
+    _model(approve)
+    approve.add_argument("--reject", metavar="WHY", help="refuse it instead")
+
+    verify = add("verify", _verify, "check a package: signatures, provenance and every byte")
+    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument("--keys", type=Path, metavar="DIR", help="trusted public keys, *.pub (default: of --state)")
+    verify.add_argument("--model", help="the model that it must be")
+    verify.add_argument("--environment", help="the environment that it must be for")
+    verify.add_argument("--pointer", type=Path, metavar="FILE", help="the signed pointer that must name it")
+    verify.add_argument("--min-serial", type=int, help="refuse an older pointer")
+    verify.add_argument("--extract", type=Path, metavar="DIR", help="put the verified model there")
+    verify.add_argument("--json", action="store_true", help="for scripts")
+
+    adopt = add("adopt", _adopt, "sign a model that already serves and make it the champion")
+    _model(adopt)
+    adopt.add_argument("directory", type=Path, metavar="DIR", help="an MLflow model directory")
+    adopt.add_argument("--dataset", default="", metavar="URI", help="what it was trained on, so that retrains keep it")
+    adopt.add_argument("--allow-pickle", action="store_true", help="accept files that run code when loaded")
+
+    name = add("name", _name, "print the name of a model's ManagedModel object", state=False)
+    _model(name)
+
+    checks = add("config", lambda _: USAGE, "check a configuration file", state=False)
+    check = checks.add_subparsers(metavar="check", required=True).add_parser("check", help="name every fault at once")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(run=_config_check)
+    return parser
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    def named(text: str) -> str:
+        if NAME.fullmatch(text) is None:
+            raise argparse.ArgumentTypeError(f"a name matches {NAME.pattern}")
+        return text
+
+    parser.add_argument("model", type=named, metavar="MODEL")
+    parser.add_argument("--environment", type=named, default="default", help="(default: default)")
+
+
+def _waiting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow the retrain to its outcome")
+    parser.add_argument("--timeout", type=float, default=900, metavar="S", help="of --wait (default 900 s)")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from .demo import demo
+
+    return demo(parsed.state, parsed.seed)
+
+
+def _up(parsed: argparse.Namespace) -> int:
+    settings = config.check({}) if parsed.config is None else config.load(parsed.config)
+    state = State(parsed.state.absolute())
+    print(f"Starting (state in {state.root}) ...", flush=True)
+    told: dict[str, datetime] = {}
+    with interrupted() as stop, Stack(state, settings, os.environ) as stack:
+        urls = stack.urls
+        print(f"  alerts    POST {urls['receiver']}/alertmanager")
+        print(f"  trigger   {urls['trigger']}  (drift events; /reconcile, /status, /metrics)")
+        print(f"  MLflow    {urls['mlflow']}")
+        print("  data may come from " + ", ".join(settings.prefixes(state.root)))
+        print(
+            "Ready. Ctrl-C ends it. In another shell: aegis send NAME --wait, aegis models, aegis why NAME", flush=True
+        )
+        _tell(state, told, quiet=True)
+        while not stop.wait(1):
+            stack.check()
+            _tell(state, told)
+        print("Stopping ...", flush=True)
+    return OK
+
+
+def _tell(state: State, told: dict[str, datetime], *, quiet: bool = False) -> None:
+    """Print what happened since the last look."""
+    for record in state.records().records():
+        rows = record.status.history
+        for row in rows:
+            if not quiet and row.last > told.get(record.name, row.first - timedelta(1)):
+                what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}  {row.message}"
+                print(f"{row.last:%H:%M:%S}  {record.environment}/{record.model}  {shown(what)}", flush=True)
+        if rows:
+            told[record.name] = max(row.last for row in rows)
+
+
+def _send(parsed: argparse.Namespace) -> int:
+    now = datetime.now(UTC)
+    labels = {"alertname": "ModelDrift", "model_name": parsed.model, "severity": parsed.severity}
+    labels |= {"environment": parsed.environment} if parsed.environment != "default" else {}
+    labels |= {"model_version": parsed.version} if parsed.version else {}
+    labels |= {"feature": parsed.feature} if parsed.feature else {}
+    annotations = {"summary": parsed.summary} | ({"dataset_uri": parsed.dataset} if parsed.dataset else {})
+    body = alerts.payload(labels, annotations, now, ends_at=now if parsed.resolved else None)
+    if parsed.dry_run:
+        print(json.dumps(body, indent=2))
+        return OK
+    state = State(parsed.state.absolute())
+    url = parsed.url or state.urls()["receiver"] + "/alertmanager"
+    base, _, path = url.removeprefix("http://").partition("/")
+    try:
+        headers = {"content-type": "application/json"}
+        status, _, answer = call(base, "POST", "/" + path, json.dumps(body).encode(), headers)
+    except (OSError, http.client.HTTPException) as exc:
+        raise NotRunning(f"{shown(url)} does not answer ({shown(exc)}): is `aegis up` running?") from exc
+    if status >= 300:
+        said = shown(answer.decode(errors="replace").strip())
+        raise (Temporary if status >= 500 else Permanent)(f"the receiver answered {status}: {said}")
+    record = state.records().read(object_name(parsed.environment, parsed.model))
+    if record is None:
+        raise Permanent("the alert was accepted, but no such model is managed: see the receiver's configuration")
+    if parsed.wait and record.status.retrain and record.status.retrain.in_flight:
+        return _wait(state, parsed)
+    return _report(state, record, parsed)
+
+
+def _wait(state: State, parsed: argparse.Namespace) -> int:
+    """Follow the retrain in flight to its end."""
+    deadline = time.monotonic() + parsed.timeout
+    told = ""
+    while time.monotonic() < deadline:
+        record = _record(state, parsed)
+        retrain = record.status.retrain
+        if retrain is None or not retrain.in_flight:
+            return _report(state, record, parsed)
+        now = f"{retrain.workflow}: {retrain.state or retrain.phase}"
+        if now != told and not parsed.json:
+            print(now, flush=True)
+        told = now
+        time.sleep(0.5)
+    raise Temporary(f"no outcome within {parsed.timeout:g} s; see `aegis why {parsed.model}`")
+
+
+def _report(state: State, record: Record, parsed: argparse.Namespace) -> int:
+    """Say how the model's story stands; with --wait only a promotion is a yes."""
+    retrain = record.status.retrain
+    row = record.status.history[-1] if record.status.history else None
+    if parsed.json:
+        print(json.dumps(story.as_json(record, state.objects())))
+    elif row is not None:
+        what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}" + (f" ({row.message})" if row.message else "")
+        print(f"{record.environment}/{record.model}: {shown(what)}")
+    if not parsed.wait:
+        return OK
+    return OK if retrain and retrain.outcome == "Promoted" and row and row.kind == "Finished" else NO
+
+
+def _models(parsed: argparse.Namespace) -> int:
+    state = State(parsed.state.absolute())
+    records = state.records().records()
+    if parsed.json:
+        print(json.dumps([story.as_json(record, state.objects()) for record in records]))
+    else:
+        print(story.models(records))
+    return OK
+
+
+def _record(state: State, parsed: argparse.Namespace) -> Record:
+    record = state.records().read(object_name(parsed.environment, parsed.model))
+    if record is None:
+        raise NotFound(f"no model {parsed.model} is known in environment {parsed.environment}; see `aegis models`")
+    return record
+
+
+def _why(parsed: argparse.Namespace) -> int:
+    state = State(parsed.state.absolute())
+    record = _record(state, parsed)
+    if parsed.json:
+        print(json.dumps(story.as_json(record, state.objects())))
+        return OK
+    try:
+        mlflow = state.urls()["mlflow"]
+    except NotRunning:
+        mlflow = None
+    print(story.why(record, state.objects(), state.root, mlflow))
+    return OK
+
+
+def _retrain(parsed: argparse.Namespace) -> int:
+    state = State(parsed.state.absolute())
+    record = _record(state, parsed)
+    request_retrain(state, record.name, getpass.getuser(), parsed.why)
+    try:
+        call(state.urls()["trigger"], "POST", "/reconcile")
+    except (OSError, http.client.HTTPException):
+        print("Noted. Nothing runs now; `aegis up` will take it up.")
+        return OK
+    record = _record(state, parsed)
+    if parsed.wait and record.status.retrain and record.status.retrain.in_flight:
+        return _wait(state, parsed)
+    return _report(state, record, parsed)
+
+
+def _approve(parsed: argparse.Namespace) -> int:
+    from .runner import approve, reject
+
+    state = State(parsed.state.absolute())
+    retrain = _record(state, parsed).status.retrain
+    if retrain is None or not retrain.in_flight:
+        raise Permanent(f"no retrain of {parsed.model} is in flight")
+    person, now = getpass.getuser(), datetime.now(UTC)
+    if parsed.reject is None:
+        approve(state.objects(), retrain.workflow, by=person, now=now)
+    else:
+        reject(state.objects(), retrain.workflow, by=person, why=parsed.reject, now=now)
+    return OK
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from aegis import signature
+    from sign_model.verify import verify_directory
+
+    keys = signature.load_keys(parsed.keys or State(parsed.state.absolute()).trusted)
+    faults = verify_directory(
+        parsed.directory,
+        keys,
+        model=parsed.model,
+        environment=parsed.environment,
+        pointer_file=parsed.pointer,
+        min_serial=parsed.min_serial,
+        target=parsed.extract,
+    )
+    if parsed.json:
+        print(json.dumps({"verified": not faults, "faults": faults}))
+    elif faults:
+        print(f"{shown(parsed.directory)} is NOT what it claims to be:")
+        print("\n".join(f"  {shown(fault)}" for fault in faults))
+    else:
+        print(f"{shown(parsed.directory)}: signatures, provenance and every byte verified")
+    return VERIFICATION_FAILED if faults else OK
+
+
+def _adopt(parsed: argparse.Namespace) -> int:
+    from .adoption import adopted
+
+    state = State(parsed.state.absolute())
+    done = adopted(
+        state,
+        parsed.directory,
+        parsed.environment,
+        parsed.model,
+        mlflow=state.urls()["mlflow"],
+        dataset_uri=parsed.dataset,
+        allow_pickle=parsed.allow_pickle,
+    )
+    print(f"{parsed.environment}/{parsed.model}: {done.explanation} (serial {done.serial}, version {done.version})")
+    return OK
+
+
+def _name(parsed: argparse.Namespace) -> int:
+    print(object_name(parsed.environment, parsed.model))
+    return OK
+
+
+def _config_check(parsed: argparse.Namespace) -> int:
+    config.load(parsed.file)
+    print(f"{shown(parsed.file)} is good")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
