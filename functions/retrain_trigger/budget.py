@@ -66,12 +66,13 @@ def grant(
     """Reserve a submission, or take a place among the waiting. Returns whether it was granted, and the new budget."""
     reservations = {n: r for n, r in budget.reservations.items() if now - r.at < WINDOW}
     waiting = {m: w for m, w in budget.waiting.items() if now - w.refreshed < 3 * REFRESH}
-    if name in reservations:
-        return True, budget
+    held = reservations.pop(name, None)
     mine = waiting.get(model) or Waiting(severity=severity, since=now, refreshed=now)
     mine = replace(mine, severity=severity)
     ahead = sum(1 for other, w in waiting.items() if other != model and _order(w, other) < _order(mine, model))
-    if limit - len(reservations) > ahead:
+    kept = held is not None and now - held.at < UNCLAIMED_AFTER
+    if kept or limit - len(reservations) > ahead:
+        # Counted from now, also when it was reserved before: the hour begins with the submission.
         reservations[name] = Reservation(model=model, sequence=sequence, at=now)
         waiting.pop(model, None)
         return True, Budget(reservations=reservations, waiting=waiting)

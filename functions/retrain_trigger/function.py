@@ -68,9 +68,7 @@ class Settings:
                 faults["AEGIS_" + name.upper()] = "must be at least 1"
         if self.run_deadline <= timedelta(0):
             faults["AEGIS_RUN_DEADLINE"] = "must be longer than nothing"
-        wrong = [
-            f"{prefix}: {fault}" for prefix in self.dataset_prefixes if (fault := datasets.prefix_fault(prefix))
-        ]
+        wrong = [f"{prefix}: {fault}" for prefix in self.dataset_prefixes if (fault := datasets.prefix_fault(prefix))]
         if wrong:
             faults["AEGIS_DATASET_PREFIXES"] = "; ".join(wrong)
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):

@@ -24,7 +24,7 @@ from .model import (
     to_doc,
 )
 from .sqlite import Objects
-from .workflow import MODEL_LABEL
+from .workflow import MODEL_LABEL, model_label
 
 MODELS, BUDGET, WORKFLOWS = "ManagedModel", "Budget", "Workflow"
 
@@ -128,4 +128,5 @@ class LocalWorkflows:
 
     def of_model(self, managed_model: str) -> list[dict[str, Any]]:
         docs = (stored.doc for stored in self._objects.list(WORKFLOWS))
-        return [doc for doc in docs if (doc["metadata"].get("labels") or {}).get(MODEL_LABEL) == managed_model]
+        label = model_label(managed_model)
+        return [doc for doc in docs if (doc["metadata"].get("labels") or {}).get(MODEL_LABEL) == label]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import takewhile
 
 from aegis import datasets
 from aegis.events import SEVERITIES, UNKNOWN_VERSION, DriftEvent
@@ -41,6 +42,9 @@ CLAIM_EXPIRES = timedelta(hours=1)
 ASK_AFTER = timedelta(hours=24)
 """How long a wait that only a person can end goes on before one is asked."""
 FAILURES_TO_ASK = 5
+MAX_TEXT = 200
+"""Characters kept of text that others choose: the ledger's size is bounded."""
+NO_LABELS = "NoLabels"
 
 
 class Kind(StrEnum):
@@ -75,7 +79,10 @@ SPELLED = {
     "AttemptsSpent": "the attempts are spent; a person is needed",
     "BudgetSpent": "the budget of submissions is spent",
     "BudgetContention": "the budget is being written by others",
+    "Ready": "a retrain is due, but a resolve never submits; the next firing alert or reconcile does",
 }
+REPEATED = ("Hold", "Rejected")
+"""Rows of the history that count repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +152,9 @@ def observe(status: Status, policy: Policy, event: DriftEvent, now: datetime) ->
         resolve_seen=None if event.firing else seen,
         version=event.version,
         severity=event.severity,
-        dataset_uri=event.dataset_uri,
+        dataset_uri=event.dataset_uri if event.firing else None,  # a resolve's was not checked
         score=event.score,
-        feature=event.feature,
+        feature=event.feature and event.feature[:MAX_TEXT],
         event_id=event.id,
         source=event.source,
     )
@@ -210,7 +217,8 @@ def decide(
         if found:
             message = "; ".join(f"{field} {what}" for field, what in found.items())
             rejected = _row(before, "Rejected", "Invalid", message, now)
-            return Decision(Kind.REJECT, "Invalid", message, rejected, write=True, faults=found)
+            write = _worth_writing(policy, before, rejected, now)
+            return Decision(Kind.REJECT, "Invalid", message, rejected, write, faults=found)
         if now - event.seen > policy.evidence_ttl:
             return Decision(Kind.IGNORE, "Stale", "older than evidenceTTL: a late redelivery", before, write=False)
         status = observe(status, policy, event, now)
@@ -224,11 +232,14 @@ def decide(
     if reason is not None:
         tell = request is not None or (event is not None and event.firing)
         return _hold(policy, before, status, reason, now, tell=tell)
+    if event is not None and not event.firing:
+        return Decision(Kind.HOLD, "Ready", SPELLED["Ready"], status, _worth_writing(policy, before, status, now))
     unclaimed = status
     retrain = _claimed(record, status, request, claim, now)
     if request:
         status = _consume(replace(status, attempts=0, failures=0), request)
-    status = replace(status, retrain=retrain, sequence=retrain.sequence, waits={})
+    waits = {} if request else {name: since for name, since in status.waits.items() if name == NO_LABELS}
+    status = replace(status, retrain=retrain, sequence=retrain.sequence, waits=waits)
     status = _row(status, "Submitted", "Requested" if request else "Drift", retrain.reason, now, retrain.workflow)
     status = _conditions(policy, status, "InFlight", now)
     why = "Requested" if request else "Drift"
@@ -395,9 +406,13 @@ def progressed(record: Record, state: str, limit: timedelta, now: datetime) -> S
 
 
 def name_taken(record: Record, now: datetime) -> Status:
-    """The ledger after the claimed name was found to belong to another Workflow: the number is spent, nothing ran."""
+    """The ledger after the claimed name was found to belong to another Workflow: the same claim, the next number."""
+    retrain = record.status.retrain
+    assert retrain is not None  # noqa: S101  # the caller looked
+    sequence = retrain.sequence + 1
+    retrain = replace(retrain, sequence=sequence, workflow=workflow_name(record.model, record.uid, sequence))
     status = _row(record.status, "Hold", "NameTaken", "the Workflow's name is taken; using the next", now)
-    return replace(status, retrain=None)
+    return replace(status, retrain=retrain, sequence=sequence)
 
 
 def taken_over(status: Status, retrain: Retrain) -> Status:
@@ -413,6 +428,10 @@ def finished(record: Record, finish: Finish, now: datetime) -> Status:
     ended_at = max(min(finish.ended_at, now), retrain.first_claimed_at)
     outcome = finish.outcome
     failures = status.failures + 1 if outcome in NO_ATTEMPT else 0
+    waits = _without(status.waits, "Queued", "AwaitingApproval")
+    if outcome not in NO_ATTEMPT:
+        unlabelled = outcome == Outcome.BAD_DATA and finish.reason == NO_LABELS
+        waits = _without(waits, NO_LABELS) | ({NO_LABELS: now} if unlabelled else {})
     if outcome in UNSETTLED:
         pause = min(policy.cooldown, FIRST_BACKOFF * 2 ** min(failures - 1, 16))
         eligible = max(filter(None, (status.next_eligible_at, ended_at + pause)))
@@ -435,11 +454,11 @@ def finished(record: Record, finish: Finish, now: datetime) -> Status:
     status = replace(
         status,
         retrain=retrain,
-        attempts=status.attempts + (outcome not in NO_ATTEMPT),
+        attempts=status.attempts + (outcome not in NO_ATTEMPT and retrain.requested_by is None),
         failures=failures,
         next_eligible_at=eligible,
         settled_at=status.settled_at if outcome in UNSETTLED else ended_at,
-        waits=_without(status.waits, "Queued", "AwaitingApproval"),
+        waits=waits,
     )
     if outcome == Outcome.PROMOTED:
         # What had begun to fire by the end is what the promoted model replaces; its own version begins later.
@@ -461,13 +480,14 @@ def _without(waits: Mapping[str, datetime], *names: str) -> dict[str, datetime]:
 
 
 def _row(status: Status, kind: str, reason: str, message: str, now: datetime, workflow: str | None = None) -> Status:
-    last = status.history[-1] if status.history else None
-    if last and kind in ("Hold", "Rejected") and (last.kind, last.reason) == (kind, reason):
-        rows = (*status.history[:-1], replace(last, last=now, count=last.count + 1, message=message[:500]))
-    else:
-        new = Row(kind=kind, reason=reason, message=message[:500], first=now, last=now, workflow=workflow)
-        rows = (*status.history, new)[-MAX_HISTORY:]
-    return replace(status, history=rows)
+    # Repeats are counted in one row until something else happens, or two alerts in turn would push out the story.
+    repeats = takewhile(lambda row: row.kind in REPEATED, reversed(status.history))
+    same = next((row for row in repeats if kind in REPEATED and (row.kind, row.reason) == (kind, reason)), None)
+    if same:
+        again = replace(same, last=now, count=same.count + 1, message=message[:500])
+        return replace(status, history=tuple(again if row is same else row for row in status.history))
+    new = Row(kind=kind, reason=reason, message=message[:500], first=now, last=now, workflow=workflow)
+    return replace(status, history=(*status.history, new)[-MAX_HISTORY:])
 
 
 def needs_human(policy: Policy, status: Status, reason: str, now: datetime) -> tuple[str, str] | None:
@@ -476,8 +496,8 @@ def needs_human(policy: Policy, status: Status, reason: str, now: datetime) -> t
     outcome = retrain.outcome if retrain else None
     if status.failures >= FAILURES_TO_ASK:
         return "RetrainsFail", f"{status.failures} retrains in a row failed, were lost or cancelled"
-    if status.attempts and retrain and outcome == Outcome.BAD_DATA and retrain.outcome_reason == "NoLabels":
-        return "NoLabels", "the new data has no labels; label it, or set spec.datasetUri"
+    if NO_LABELS in status.waits:
+        return NO_LABELS, "the new data has no labels; label it, or set spec.datasetUri"
     if status.attempts >= policy.max_attempts and (outcome != Outcome.PROMOTED or reason == "AttemptsSpent"):
         return "AttemptsSpent", f"{status.attempts} retrains did not end the drift"
     for wait, current in (
@@ -530,9 +550,10 @@ def _worth_writing(policy: Policy, old: Status, new: Status, now: datetime) -> b
     if _outline(policy, old, now) != _outline(policy, new, now):
         return True
     step = policy.evidence_ttl / 8
-    pairs = [(a.seen, b.seen) for a, b in zip(old.evidence, new.evidence, strict=True)]
+    seen = [(a.seen, b.seen) for a, b in zip(old.evidence, new.evidence, strict=True)]
+    rows = [(a.last, b.last) for a, b in zip(old.history, new.history, strict=True)]
     return any(
-        a != b and (a is None or b is None or b - a >= step) for a, b in [*pairs, (old.last_seen, new.last_seen)]
+        a != b and (a is None or b is None or b - a >= step) for a, b in [*seen, *rows, (old.last_seen, new.last_seen)]
     )
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from aegis.errors import AlreadyExists, Conflict, Temporary
@@ -95,13 +95,24 @@ class Objects:
         if connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            # WAL: readers never wait for a writer; FULL: a committed claim survives a power cut.
-            for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-                connection.execute(f"PRAGMA {pragma}")
-            with closing(connection.execute(SCHEMA)), closing(connection.execute(INDEX)):
-                pass
+            _prepare(connection, monotonic() + BUSY_TIMEOUT_S)
             self._local.connection = connection
         return connection
+
+
+def _prepare(connection: sqlite3.Connection, until: float) -> None:
+    """Set a new connection up. While another one turns a fresh file to WAL, SQLite says `locked` without waiting."""
+    while True:
+        try:
+            # WAL: readers never wait for a writer; FULL: a committed claim survives a power cut.
+            for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", SCHEMA, INDEX):
+                connection.execute(statement).close()
+        except sqlite3.OperationalError:
+            if monotonic() > until:
+                raise
+            sleep(0.01)
+        else:
+            return
 
 
 def _dump(doc: Document) -> str:

@@ -130,6 +130,7 @@ class Trigger:
         now = self._sources.now()
         decision = self._judge(record, event, now)
         if decision.kind is Kind.SUBMIT:
+            self._remember(record, now)
             retrain = _retrain(decision.status)
             refused = self._reserve(record, retrain, now)
             if refused is not None:
@@ -161,16 +162,26 @@ class Trigger:
                 name=object_name(event.environment, event.model), uid="", version="", environment=event.environment,
                 model=event.model, policy=Policy(), status=Status(),
             )  # fmt: skip
-        name = object_name(event.environment, event.model)
-        return self._ledger.create(event.environment, event.model, self._recalled(name, Status()), self._sources.now())
+        return self._ledger.create(event.environment, event.model, Status(), self._sources.now())
 
-    def _recalled(self, name: str, status: Status) -> Status:
-        """Take over what labelled Workflows tell: a deleted or restored ledger forgets nothing recent."""
-        found = [doc for doc in self._argo.of_model(name) if workflows.sequence(doc) > 0]
+    def _remember(self, record: Record, now: datetime) -> None:
+        """Before a submission: a deleted or restored ledger forgets nothing recent, nor does one that gave up a claim
+        whose creator was only slow. Raises Conflict, for a new decision, if there was something to take over."""
+        status = record.status
+        if status.sequence and (status.retrain is None or status.retrain.uid):
+            return  # it saw its last Workflow
+        recalled = self._recalled(record, now)
+        if recalled is not None:
+            self._ledger.write(record, recalled, pending=True)
+            raise Conflict(f"{record.name} had forgotten a Workflow")
+
+    def _recalled(self, record: Record, now: datetime) -> Status | None:
+        """The ledger with the newest labelled Workflow taken over, if there is one that it never saw."""
+        first = max(record.status.sequence, 1)
+        found = [doc for doc in self._argo.of_model(record.name) if workflows.sequence(doc) >= first]
         if not found:
-            return status
-        newest = workflows.as_retrain(max(found, key=workflows.sequence), self._sources.now())
-        return rules.taken_over(status, newest)
+            return None
+        return rules.taken_over(record.status, workflows.as_retrain(max(found, key=workflows.sequence), now))
 
     def _reserve(self, record: Record, retrain: Retrain, now: datetime) -> str | None:
         """Take a place in the budget. Returns the reason of the refusal, or None."""
@@ -197,8 +208,13 @@ class Trigger:
         )
 
     def _was_claimed(self, workflow: str, reservation: budgets.Reservation) -> bool:
-        record = self._ledger.read(reservation.model)
-        if record is None or record.status.sequence < reservation.sequence:
+        try:
+            record = self._ledger.read(reservation.model)
+        except (Temporary, Permanent):
+            return True  # another model's trouble is not this one's; it counts until it is known
+        if record is None:
+            return True
+        if record.status.sequence < reservation.sequence:
             return False
         return record.status.sequence > reservation.sequence or _names(record.status.retrain, workflow)
 
@@ -212,10 +228,11 @@ class Trigger:
             manifest = workflows.manifest(record, retrain, self._limits.namespace, traceparent=traceparent)
             if self._sources.now() - retrain.claimed_at > rules.CREATE_WITHIN:
                 return
-            uid = self._argo.create(manifest, self._sources.now())
-        except AlreadyExists:
-            self._adopt(record)
-            return
+            try:
+                uid = self._argo.create(manifest, self._sources.now())
+            except AlreadyExists:
+                self._adopt(record)
+                return
         except (Temporary, Permanent) as exc:
             log.warning("the Workflow was not created", extra={"workflow": retrain.workflow, "error": str(exc)})
             return
@@ -232,13 +249,13 @@ class Trigger:
             self._note(record, lambda r, now: rules.submitted(r, uid, now))
             return
         log.warning("the Workflow's name belongs to another claim", extra={"workflow": retrain.workflow})
-        self._note(record, lambda r, now: self._recalled(r.name, rules.name_taken(r, now)))
+        self._note(record, lambda r, now: self._recalled(r, now) or rules.name_taken(r, now))
 
     def _note(self, record: Record, change: Callable[[Record, datetime], Status]) -> Record | None:
         """Write a fact about the retrain in flight. A lost race is left to reconcile, which looks again."""
         now = self._sources.now()
-        status = change(record, now)
         try:
+            status = change(record, now)
             return self._ledger.write(record, status, pending=rules.pending(record, status, now))
         except (Conflict, Temporary) as exc:
             log.info(
@@ -275,11 +292,13 @@ class Trigger:
     def _finish_claim(self, record: Record, retrain: Retrain, exists: bool, now: datetime) -> None:
         if exists:
             self._adopt(record)
+        elif now - retrain.claimed_at <= rules.CREATE_WITHIN:
+            pass  # its creator may still be at it
         elif now - retrain.first_claimed_at >= rules.CLAIM_EXPIRES:
             why = "its Workflow could not be created within an hour"
             failed = Finish(outcome=Outcome.FAILED, ended_at=now, reason="NotCreated", explanation=why)
             self._write(record, rules.finished(record, failed, now), now)
-        elif now - retrain.claimed_at > rules.CREATE_WITHIN:
+        else:
             self._submit(self._ledger.write(record, rules.renewed(record, now), pending=True))
 
     def _progress(self, record: Record, found: Mapping[str, object], now: datetime) -> None:

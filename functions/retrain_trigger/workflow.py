@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +20,13 @@ CLAIM = "aegis.dev/claim"
 MODEL_LABEL = "aegis.dev/managed-model"
 SEQUENCE_LABEL = "aegis.dev/sequence"
 MIN_TTL = timedelta(hours=24)
+MAX_OUTPUT = 1000
+"""Characters kept of an output parameter."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
+_EXIT_CODE = re.compile(r"\(exit code (\d{1,3})\)")
+"""An init container's exit code stands only in its pod's message."""
+_REASON = re.compile(r"\bBadData:(\w{1,40})")
 _TERMINAL = ("Succeeded", "Failed", "Error")
 
 
@@ -82,7 +90,7 @@ def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: s
         "metadata": {
             "name": retrain.workflow,
             "namespace": namespace,
-            "labels": {MODEL_LABEL: record.name, SEQUENCE_LABEL: str(retrain.sequence)},
+            "labels": {MODEL_LABEL: model_label(record.name), SEQUENCE_LABEL: str(retrain.sequence)},
             "annotations": annotations,
         },
         "spec": {
@@ -93,6 +101,11 @@ def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: s
             "ttlStrategy": {"secondsAfterCompletion": int(max(policy.cooldown, MIN_TTL).total_seconds())},
         },
     }
+
+
+def model_label(name: str) -> str:
+    """A ManagedModel's name as the value of a label, which ends at 63 characters."""
+    return name if len(name) <= 63 else f"{name[:54]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _packed(value: Mapping[str, Any]) -> str:
@@ -140,7 +153,9 @@ def read(workflow: Mapping[str, Any], now: datetime) -> Running | Finish:
     phase = status.get("phase") or "Pending"
     if phase not in _TERMINAL:
         return Running(_state(phase, status))
-    outputs = {p["name"]: p.get("value") for p in (status.get("outputs") or {}).get("parameters") or ()}
+    # Steps wrote these, and a trainer is not ours: what reaches the ledger is bounded.
+    parameters = (status.get("outputs") or {}).get("parameters") or ()
+    outputs = {p["name"]: str(p.get("value") or "")[:MAX_OUTPUT] for p in parameters}
     ended_at = parse_time(status["finishedAt"]) if status.get("finishedAt") else now
     outcome, reason, explanation = _outcome(workflow, phase, outputs)
     return Finish(
@@ -148,7 +163,7 @@ def read(workflow: Mapping[str, Any], now: datetime) -> Running | Finish:
         reason=reason,
         explanation=explanation,
         ended_at=ended_at,
-        inputs=outputs.get("inputs") or None,
+        inputs=inputs if _DIGEST.fullmatch(inputs := outputs.get("inputs", "")) else None,
         pointer=outputs.get("pointer") or None,
         run_id=outputs.get("run-id") or None,
         registered_version=outputs.get("registered-version") or None,
@@ -165,30 +180,35 @@ def _state(phase: str, status: Mapping[str, Any]) -> str:
 def _outcome(
     workflow: Mapping[str, Any], phase: str, outputs: Mapping[str, Any]
 ) -> tuple[Outcome, str | None, str | None]:
-    explanation = (outputs.get("explanation") or "")[:1000] or None
+    told = (outputs.get("explanation") or "")[:1000] or None
     said, _, reason = (outputs.get("outcome") or "").partition(":")
     if phase == "Succeeded" and said in set(Outcome):
-        return Outcome(said), reason or None, explanation
-    if (workflow.get("spec") or {}).get("shutdown"):
-        return Outcome.CANCELLED, None, "stopped by a person"
-    node = _failed_node(workflow)
-    code, message = node.get("exitCode"), (workflow.get("status") or {}).get("message") or node.get("message") or ""
-    explanation = explanation or str(message)[:1000] or f"the Workflow ended as {phase}"
+        return Outcome(said), reason or None, told
+    status = workflow.get("status") or {}
+    nodes = [node for node in (status.get("nodes") or {}).values() if node.get("phase") in ("Failed", "Error")]
+    refused = [node for node in nodes if node.get("type") == "Suspend"]
+    if refused or (workflow.get("spec") or {}).get("shutdown"):
+        why = refused[0].get("message") if refused else None
+        return Outcome.CANCELLED, None, str(why or "stopped by a person")[:1000]
+    code, message = _failure(nodes)
+    if code == BAD_DATA and said != Outcome.BAD_DATA and (found := _REASON.search(message)):
+        reason = found[1]  # an init container reports nothing but the end of its log
+    # What an earlier step explained is no explanation of this one's failure.
+    why = told if said in (Outcome.BAD_DATA, Outcome.TRAINER_FAILED) else message or status.get("message")
+    why = str(why or f"the Workflow ended as {phase}")[:1000]
     if code == BAD_DATA:
-        return Outcome.BAD_DATA, reason if said == Outcome.BAD_DATA and reason else None, explanation
+        return Outcome.BAD_DATA, reason or None, why
     if code in (USAGE, TRAINER_FAILED):
-        return Outcome.TRAINER_FAILED, None, explanation
-    return Outcome.FAILED, f"exit code {code}" if code else phase, explanation
+        return Outcome.TRAINER_FAILED, reason or None, why
+    return Outcome.FAILED, f"exit code {code}" if code else phase, why
 
 
-def _failed_node(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """The failed container that tells most: the last one with an exit code, the notifying onExit step aside."""
-    nodes = ((workflow.get("status") or {}).get("nodes") or {}).values()
-    failed = [
-        {**node, "exitCode": int(code)}
-        for node in nodes
-        if node.get("phase") in ("Failed", "Error")
-        and node.get("templateName") != "finished"
-        and str(code := node.get("exitCode") or (node.get("outputs") or {}).get("exitCode") or "").isdigit()
-    ]
-    return max(failed, key=lambda node: str(node.get("finishedAt") or ""), default={})
+def _failure(nodes: Sequence[Mapping[str, Any]]) -> tuple[int | None, str]:
+    """Exit code and message of the failed container that tells most: the last one, the notifying onExit step aside."""
+    found: tuple[int | None, str] = None, ""
+    for node in sorted(nodes, key=lambda node: str(node.get("finishedAt") or "")):
+        message = str(node.get("message") or "")
+        spelled = (node.get("outputs") or {}).get("exitCode") or ((e := _EXIT_CODE.search(message)) and e[1])
+        if spelled and str(spelled).isdigit() and node.get("templateName") not in ("finished", "notify"):
+            found = int(spelled), message
+    return found

@@ -1,0 +1,272 @@
+"""A small HTTP proxy that makes chosen calls go wrong: it refuses, delays, answers 500 after the work was done, or
+kills the caller before or after the call. Every boundary at which it did so is kept, and named at the end of the run.
+
+HTTP/1.1 on loopback, one request a connection upstream; what comes through otherwise is what the caller sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Any
+
+from tests.faults.boundaries import hit
+
+Headers = list[tuple[str, str]]
+LIMIT = 256 * 1024 * 1024
+
+
+class Kind(StrEnum):
+    REFUSE = "refused"
+    """The connection is reset; the server never hears of the call."""
+    ERROR_AFTER = "500 after the work"
+    DELAY = "delayed"
+    """The server gets the call at once; its answer is held back."""
+    KILL_BEFORE = "caller killed before"
+    KILL_AFTER = "caller killed after the work"
+
+
+@dataclass
+class Fault:
+    """What happens to the `nth` call (from 1) whose method and path match; `times` calls from there on."""
+
+    kind: Kind
+    path: str = ".*"
+    method: str = ".*"
+    nth: int = 1
+    times: int = 1
+    delay_s: float = 0.0
+    pid: Callable[[], int] | None = None
+    seen: int = 0
+
+    def takes(self, method: str, path: str) -> bool:
+        if not (re.fullmatch(self.method, method) and re.fullmatch(self.path, path)):
+            return False
+        self.seen += 1
+        return self.nth <= self.seen < self.nth + self.times
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that came: the method, the path without its query, the status that the server gave (0: none)."""
+
+    method: str
+    path: str
+    status: int = 0
+    fault: Kind | None = None
+
+
+@dataclass
+class Message:
+    start: str
+    headers: Headers
+    body: bytes
+
+    def header(self, name: str) -> str:
+        return next((value for key, value in self.headers if key.lower() == name), "")
+
+    def encode(self) -> bytes:
+        """With a plain length instead of chunks, and closing."""
+        dropped = ("transfer-encoding", "content-length", "connection", "expect", "keep-alive")
+        kept = [(key, value) for key, value in self.headers if key.lower() not in dropped]
+        kept += [("Content-Length", str(len(self.body))), ("Connection", "close")]
+        if self.start.split(" ")[1:2] in (["204"], ["304"]):
+            kept = [pair for pair in kept if pair[0] != "Content-Length"]
+        head = "".join(f"{key}: {value}\r\n" for key, value in kept)
+        return f"{self.start}\r\n{head}\r\n".encode("latin-1") + self.body
+
+
+@dataclass
+class FaultProxy:
+    """`with FaultProxy("sink", port) as proxy:` listens on `proxy.port` and forwards to `upstream`.
+
+    `name` names the server in the boundaries. A fault is `proxy.add(Fault(...))`, `proxy.clear()` takes all away;
+    `down()` and `up()` close and open the port itself. `simplify` shortens paths for the report.
+    """
+
+    name: str
+    upstream: int
+    port: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    simplify: Callable[[str], str] = lambda path: path
+
+    def __enter__(self) -> FaultProxy:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.name}")
+        self._thread.start()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.up()
+        return self
+
+    def __exit__(self, _t: type[BaseException] | None, _e: BaseException | None, _b: TracebackType | None) -> None:
+        self.down()
+        self._do(self._cancel())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, fault: Fault) -> Fault:
+        self.faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        self.faults.clear()
+
+    def down(self) -> None:
+        """Nobody listens any more: a caller's connection is refused by the kernel."""
+        self._do(self._close())
+
+    def up(self) -> None:
+        self._do(self._listen())
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        return Counter((call.method, call.path) for call in self.calls)
+
+    # --- inside the loop ---
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=1 << 20)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _cancel(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = await _read(reader, writer)
+            if request is not None:
+                await self._handle(request, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # one side left, which is what these tests are about
+        finally:
+            writer.close()
+
+    async def _handle(self, request: Message, writer: asyncio.StreamWriter) -> None:
+        method, target, _ = request.start.split(" ", 2)
+        path = target.partition("?")[0]
+        fault = next((fault for fault in list(self.faults) if fault.takes(method, path)), None)
+        kind = fault.kind if fault else None
+        if fault and kind in (Kind.REFUSE, Kind.KILL_BEFORE):
+            self._note(method, path, 0, fault)
+            _reset(writer)
+            return
+        answer = await self._forward(request)
+        status = int(answer.start.split(" ")[1])
+        if fault and kind is Kind.DELAY:
+            self._note(method, path, status, fault)
+            await asyncio.sleep(fault.delay_s)
+        elif fault and kind is Kind.ERROR_AFTER:
+            self._note(method, path, status, fault)
+            answer = Message("HTTP/1.1 500 Internal Server Error", [("Content-Type", "text/plain")], b"a fault\n")
+        elif fault:
+            self._note(method, path, status, fault)
+            _reset(writer)
+            return
+        else:
+            self._note(method, path, status, None)
+        if method == "HEAD":
+            writer.write(_head_only(answer))
+        else:
+            writer.write(answer.encode())
+        await writer.drain()
+
+    async def _forward(self, request: Message) -> Message:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream, limit=1 << 20)
+        try:
+            writer.write(request.encode())
+            await writer.drain()
+            answer = await _read(reader, None, head=request.start.startswith("HEAD "))
+        finally:
+            writer.close()
+        if answer is None:
+            raise ConnectionResetError("the server closed without an answer")
+        return answer
+
+    def _note(self, method: str, path: str, status: int, fault: Fault | None) -> None:
+        self.calls.append(Call(method, path, status, fault.kind if fault else None))
+        if fault is None:
+            return
+        hit(self.name, f"{method} {self.simplify(path)}", str(fault.kind))
+        if fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER):
+            assert fault.pid is not None
+            os.kill(fault.pid(), signal.SIGKILL)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    raw = writer.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def _head_only(answer: Message) -> bytes:
+    """The answer to a HEAD keeps the length of the body that is not sent."""
+    kept = [(key, value) for key, value in answer.headers if key.lower() not in ("connection", "transfer-encoding")]
+    head = "".join(f"{key}: {value}\r\n" for key, value in [*kept, ("Connection", "close")])
+    return f"{answer.start}\r\n{head}\r\n".encode("latin-1")
+
+
+async def _read(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, *, head: bool = False
+) -> Message | None:
+    """One message: by length, by chunks, or (an answer) to the end. None when the other side sent nothing."""
+    try:
+        raw = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    start, *lines = raw[:-4].decode("latin-1").split("\r\n")
+    if writer is None and start.split(" ")[1].startswith("1"):
+        return await _read(reader, writer, head=head)  # 100 Continue
+    headers = [(line.partition(":")[0].strip(), line.partition(":")[2].strip()) for line in lines]
+    message = Message(start, headers, b"")
+    if writer is not None and message.header("expect").lower() == "100-continue":
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if head:
+        return message
+    if message.header("transfer-encoding").lower() == "chunked":
+        message.body = await _chunks(reader)
+    elif length := message.header("content-length"):
+        message.body = await reader.readexactly(int(length))
+    elif writer is None and start.split(" ")[1] not in ("204", "304"):
+        message.body = await reader.read(LIMIT)
+    return message
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while size := int((await reader.readline()).partition(b";")[0], 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readline()
+    while (await reader.readline()).strip():
+        pass  # trailers
+    return b"".join(parts)
