@@ -1,0 +1,182 @@
+"""What one attempt was asked to do: the environment of a step, read once, every fault named at once.
+
+The dataclasses of settings are what an owner may write under `spec.trainer` and `spec.gate` (camelCase there).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aegis.errors import USAGE, Permanent
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_CAMEL = re.compile(r"_([a-z])")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """How a challenger is made."""
+
+    data: str = "old+new"
+    """What it learns from: `old+new` or `new`. Trained on drifted data alone a model forgets what it knew, so the
+    champion's own sources are fetched again beside the new data."""
+    task: str = ""
+    """`image` (a small neural network on scaled pixels) or `table` (boosted trees). Empty: by the data's form;
+    arrays and CIFAR batches are images, CSV files are tables."""
+    module: str = ""
+    """`package.module:function` of a trainer of your own; it gets an input and an output folder. Empty: ours."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Handed to the trainer in params.json. Ours read `hidden`, `iterations`, `rate`."""
+    timeout_seconds: int = 3600
+    """A trainer that hangs is ended after this time. The default trainers need seconds for 50,000 small images; an
+    hour is also well below the cooldown, so a hung trainer never meets its successor."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """When a challenger replaces the champion."""
+
+    alpha: float = 0.05
+    """Level of the exact one-sided McNemar test: an equal challenger is promoted by luck at most this often."""
+    margin: float = 0.05
+    """No slice may lose more than this share of right answers. The burden of proof is the challenger's: the lower
+    95 % bound of its change must lie above -5 points. The weaker rule, to reject only what is surely harmful,
+    would pass a slice that lost 10 points in a third of the cases at 300 rows; with two points in place of five,
+    slices need thousands of rows and honest challengers fail."""
+    min_rows: int = 200
+    """Below this the answer is `not enough data`: at 200 rows a gain of 2 points is seen in one case of four."""
+    min_slice: int = 100
+    """A smaller slice is reported, not judged: its bound would be wider than any sensible margin."""
+    min_accuracy: float = 0.0
+    """An absolute floor under every challenger. Zero, because only the owner knows what is good enough; without a
+    champion the challenger must anyway be surely better than always giving the most frequent answer."""
+    timeout_seconds: int = 600
+    """Bound on each model's predictions; ours take a second for 10,000 rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at one model, as the workflow hands it to a step."""
+
+    model: str
+    environment: str
+    version: str
+    dataset_uri: str
+    evaluation_uri: str
+    event: Mapping[str, Any]
+    trainer: TrainerSettings
+    gate: GateSettings
+    seed: int
+    last_inputs: str
+    workflow: str
+    workflow_uid: str
+    models_uri: str
+    prefixes: tuple[str, ...]
+    tracking_uri: str
+    run_id: str
+    trusted_keys: str
+    data: Path
+    out: Path
+    model_dir: Path
+    tmp: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], required: Sequence[str] = ()) -> Attempt:
+        """Read AEGIS_* and MLFLOW_TRACKING_URI; `Permanent` (64) lists everything that is wrong or missing."""
+        faults: dict[str, str] = {}
+        names = {name: env.get(f"AEGIS_{name}", "") for name in ("MODEL", "ENVIRONMENT", "WORKFLOW_UID")}
+        faults |= {f"AEGIS_{name}": "not a name" for name, value in names.items() if not _NAME.fullmatch(value)}
+        faults |= {name: "missing" for name in required if not env.get(name)}
+        event, settings = _document(env, "AEGIS_EVENT", faults), _document(env, "AEGIS_SETTINGS", faults)
+        seed = settings.get("seed", 0)
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            faults["settings.seed"] = "not a whole number from 0 to 2^31"
+        trainer = _settings(TrainerSettings, settings.get("trainer"), "settings.trainer", faults)
+        gate = _settings(GateSettings, settings.get("gate"), "settings.gate", faults)
+        faults |= _trainer_faults(trainer) | _gate_faults(gate)
+        if faults:
+            raise Permanent("bad settings", faults, exit_code=USAGE)
+        return cls(
+            model=names["MODEL"],
+            environment=names["ENVIRONMENT"],
+            version=env.get("AEGIS_MODEL_VERSION", ""),
+            dataset_uri=env.get("AEGIS_DATASET_URI", ""),
+            evaluation_uri=env.get("AEGIS_EVALUATION_URI", ""),
+            event=event,
+            trainer=trainer,
+            gate=gate,
+            seed=seed,
+            last_inputs=env.get("AEGIS_LAST_INPUTS", ""),
+            workflow=env.get("AEGIS_WORKFLOW", ""),
+            workflow_uid=names["WORKFLOW_UID"],
+            models_uri=env.get("AEGIS_MODELS_URI", ""),
+            prefixes=tuple(p.strip() for p in env.get("AEGIS_DATASET_PREFIXES", "").split(",") if p.strip()),
+            tracking_uri=env.get("MLFLOW_TRACKING_URI", ""),
+            run_id=env.get("AEGIS_RUN_ID", ""),
+            trusted_keys=env.get("AEGIS_TRUSTED_KEYS", ""),
+            data=Path(env.get("AEGIS_DATA") or "/aegis/data"),
+            out=Path(env.get("AEGIS_OUT") or "/aegis/out"),
+            model_dir=Path(env.get("AEGIS_MODEL_DIR") or "/aegis/model"),
+            tmp=Path(env.get("AEGIS_TMP") or env.get("TMPDIR") or "/tmp"),  # noqa: S108 - the pod's own emptyDir
+        )
+
+
+def _document(env: Mapping[str, str], name: str, faults: dict[str, str]) -> dict[str, Any]:
+    """A base64 JSON object; absent counts as empty."""
+    try:
+        document = json.loads(base64.b64decode(env.get(name) or "e30=", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        document = None
+    if isinstance(document, dict):
+        return document
+    faults[name] = "not a JSON object in base64"
+    return {}
+
+
+def _settings(kind: type[T], document: object, where: str, faults: dict[str, str]) -> T:
+    """One of the settings' dataclasses from camelCase JSON; an unknown name or a wrong type is a fault."""
+    known = {_CAMEL.sub(lambda match: match[1].upper(), f.name): f for f in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    if not isinstance(document, dict | None):
+        faults[where] = "not an object"
+    for name, value in document.items() if isinstance(document, dict) else ():
+        default = getattr(kind(), known[name].name) if name in known else None
+        if name not in known:
+            faults[f"{where}.{name}"] = "unknown"
+        elif isinstance(default, float) and type(value) in (int, float):
+            values[known[name].name] = float(value)
+        elif type(value) is type(default):
+            values[known[name].name] = value
+        else:
+            faults[f"{where}.{name}"] = f"not a {type(default).__name__}"
+    return kind(**values)
+
+
+def _trainer_faults(trainer: TrainerSettings) -> dict[str, str]:
+    checks = {
+        "data": trainer.data in ("old+new", "new"),
+        "task": trainer.task in ("", "image", "table"),
+        "module": not trainer.module or bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", trainer.module)),
+        "timeoutSeconds": 1 <= trainer.timeout_seconds <= 7 * 86400,
+    }
+    return {f"settings.trainer.{name}": "not a value it takes" for name, good in checks.items() if not good}
+
+
+def _gate_faults(gate: GateSettings) -> dict[str, str]:
+    checks = {
+        "alpha": 0 < gate.alpha <= 0.5,
+        "margin": 0 < gate.margin <= 1,
+        "minRows": gate.min_rows >= 1,
+        "minSlice": gate.min_slice >= 1,
+        "minAccuracy": 0 <= gate.min_accuracy <= 1,
+        "timeoutSeconds": 1 <= gate.timeout_seconds <= 86400,
+    }
+    return {f"settings.gate.{name}": "out of range" for name, good in checks.items() if not good}

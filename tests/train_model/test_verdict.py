@@ -1,0 +1,163 @@
+"""The gate's verdict: what it must always hold, and how often it errs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
+
+from train_model.attempt import GateSettings
+from train_model.verdict import binomial_tail, judge, lower_bound
+
+SETTINGS = GateSettings()
+Array = NDArray[np.str_]
+Columns = tuple[Array, Array, Array, Array]
+
+
+def cases(won: int, lost: int, both: int, neither: int, name: str = "") -> Columns:
+    """Labels, challenger, champion and slices with these counts of right answers."""
+    counts = (won, lost, both, neither)
+    right = np.repeat([True, False, True, False], counts)
+    was_right = np.repeat([False, True, True, False], counts)
+    total = sum(counts)
+    return (
+        np.full(total, "a"),
+        np.where(right, "a", "b"),
+        np.where(was_right, "a", "b"),
+        np.full(total, name, dtype="<U64"),
+    )
+
+
+def together(*parts: Columns) -> Columns:
+    labels, challenger, champion, slices = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return labels, challenger, champion, slices
+
+
+def test_a_clear_winner_is_accepted_in_words_with_its_numbers() -> None:
+    verdict = judge(*cases(751, 2, 192, 55), SETTINGS, 0)
+    assert verdict.accept
+    assert verdict.explanation.startswith("challenger 94.3 % vs champion 19.4 % on 1,000 rows (p = ")
+
+
+def test_an_equal_or_worse_challenger_is_rejected() -> None:
+    equal, worse = judge(*cases(20, 20, 400, 60), SETTINGS, 0), judge(*cases(10, 60, 400, 30), SETTINGS, 0)
+    assert (equal.accept, worse.accept) == (False, False)
+    assert "not clearly better than the champion" in equal.explanation
+    assert "worse than the champion" in worse.explanation
+
+
+def test_too_few_rows_are_not_enough_data_however_good_it_looks() -> None:
+    verdict = judge(*cases(150, 0, 49, 0), SETTINGS, 0)
+    assert not verdict.accept
+    assert "not enough data (199 rows, at least 200)" in verdict.explanation
+    assert judge(*cases(150, 0, 50, 0), SETTINGS, 0).accept
+
+
+def test_forgetting_is_caught_by_its_slice_though_the_whole_is_better() -> None:
+    parts = cases(300, 0, 200, 0, "drifted"), cases(0, 40, 260, 0, "reference")
+    verdict = judge(*together(*parts), SETTINGS, 0)
+    assert not verdict.accept
+    assert "slice reference lost too much (\u221213.3 points" in verdict.explanation
+
+
+def test_a_slice_too_small_to_judge_is_reported_not_judged() -> None:
+    parts = cases(300, 0, 200, 0, "drifted"), cases(0, 30, 69, 0, "tiny")
+    verdict = judge(*together(*parts), SETTINGS, 0)
+    assert verdict.accept
+    assert "too few rows to judge" in verdict.explanation
+
+
+def test_without_slices_the_whole_is_the_slice() -> None:
+    assert [part.name for part in judge(*cases(60, 1, 200, 0), SETTINGS, 0).slices] == []
+
+
+def test_without_a_champion_guessing_is_the_bar() -> None:
+    labels = np.repeat(["a", "b"], [600, 400])
+    lazy, good = np.full(1000, "a"), np.where(np.arange(1000) % 10 == 0, "x", labels)
+    none = np.full(1000, "")
+    assert not judge(labels, lazy, None, none, SETTINGS, 0).accept
+    accepted = judge(labels, good, None, none, SETTINGS, 0)
+    assert accepted.accept
+    assert "no champion yet; guessing gives 60.0 %" in accepted.explanation
+    assert not judge(labels, good, None, none, GateSettings(min_accuracy=0.95), 0).accept
+    assert not judge(labels[:150], good[:150], None, none[:150], SETTINGS, 0).accept
+
+
+def test_no_rows_at_all_are_rejected() -> None:
+    empty = np.array([], dtype="<U1")
+    assert not judge(empty, empty, empty, empty, SETTINGS, 0).accept
+    assert not judge(empty, empty, None, empty, SETTINGS, 0).accept
+
+
+counts = st.integers(0, 400)
+
+
+@given(won=counts, lost=counts, both=counts, neither=counts, seed=st.integers(0, 9))
+def test_the_verdict_is_the_same_each_time_and_in_any_order(
+    won: int, lost: int, both: int, neither: int, seed: int
+) -> None:
+    columns = cases(won, lost, both, neither, "s")
+    order = np.random.default_rng(seed).permutation(len(columns[0]))
+    labels, challenger, champion, slices = (column[order] for column in columns)
+    first, second = judge(*columns, SETTINGS, 1), judge(labels, challenger, champion, slices, SETTINGS, 1)
+    assert (first.accept, first.explanation) == (second.accept, second.explanation)
+
+
+@given(won=counts, lost=counts, both=counts, neither=counts, more=st.integers(1, 100))
+def test_more_right_answers_never_turn_an_accept_into_a_reject(
+    won: int, lost: int, both: int, neither: int, more: int
+) -> None:
+    moved = min(more, neither)
+    before = judge(*cases(won, lost, both, neither), SETTINGS, 0)
+    after = judge(*cases(won + moved, lost, both, neither - moved), SETTINGS, 0)
+    assert after.accept or not before.accept
+
+
+@given(won=counts, lost=counts, both=counts, neither=counts)
+def test_what_is_accepted_is_better_and_has_enough_rows(won: int, lost: int, both: int, neither: int) -> None:
+    verdict = judge(*cases(won, lost, both, neither), SETTINGS, 0)
+    if verdict.accept:
+        assert won > lost
+        assert won + lost + both + neither >= 200
+        assert verdict.p is not None
+        assert verdict.p < 0.05
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.01, 0.99))
+def test_the_tail_is_the_exact_binomial_one(least: int, trials: int, chance: float) -> None:
+    assert binomial_tail(least, trials, chance) == pytest.approx(float(binom.sf(least - 1, trials, chance)), rel=1e-9)
+
+
+def test_mcnemar_is_the_textbook_test() -> None:
+    for won, lost in ((10, 3), (60, 40), (0, 0), (5, 9)):
+        expected = binomtest(won, won + lost, 0.5, alternative="greater").pvalue if won + lost else 1.0
+        verdict = judge(*cases(won, lost, 300, 10), SETTINGS, 0)
+        assert verdict.p == pytest.approx(expected)
+
+
+def test_an_equal_challenger_is_promoted_by_luck_at_most_one_time_in_twenty() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(1000, [0.1, 0.1, 0.7, 0.1], size=2000)
+    accepted = sum(judge(*cases(*draw), SETTINGS, 0).accept for draw in draws)
+    assert accepted / 2000 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+@pytest.mark.parametrize("disagreement", [0.1, 0.2, 0.4])
+def test_a_slice_of_300_that_lost_ten_points_passes_in_less_than_one_of_a_hundred(disagreement: float) -> None:
+    rng = np.random.default_rng(0)
+    won, lost = (disagreement - 0.1) / 2, (disagreement + 0.1) / 2
+    draws = rng.multinomial(300, [won, lost, 1 - disagreement], size=1000)
+    passed = sum(lower_bound(int(w), int(loss), 300, 0) >= -SETTINGS.margin for w, loss, _ in draws)
+    assert passed <= 10
+
+
+def test_an_unharmed_reference_slice_of_500_usually_passes() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(500, [0.03, 0.03, 0.94], size=500)
+    passed = sum(lower_bound(int(w), int(loss), 500, 0) >= -SETTINGS.margin for w, loss, _ in draws)
+    assert passed >= 490
