@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aegis.datasets import prefix_fault
 from aegis.errors import USAGE, Permanent
 from aegis.events import NAME
 from aegis.settings import duration, read_yaml
@@ -68,8 +69,16 @@ def check(document: Mapping[str, Any]) -> Config:
     if not isinstance(models, list):
         faults["models"] = "must be a list"
         models = []
+    named: set[tuple[str, str]] = set()
     for place, model in enumerate(models):
+        if not isinstance(model, dict):
+            faults[f"models[{place}]"] = "must be a mapping"
+            continue
         faults |= {f"models[{place}].{name}": what for name, what in _model_faults(model).items()}
+        identity = str(model.get("environment", "default")), str(model.get("model"))
+        if identity in named:
+            faults[f"models[{place}]"] = f"{'/'.join(identity)} stands here twice"
+        named.add(identity)
     ports = PORTS | _mapping(document, "ports", faults)
     for name, port in ports.items():
         if name not in PORTS:
@@ -103,7 +112,7 @@ def _trigger_faults(trigger: Mapping[str, Any]) -> dict[str, str]:
         if kind is None:
             faults[f"trigger.{key}"] = f"is none of {', '.join(_TRIGGER)}"
         elif kind is list:
-            if not isinstance(value, list) or not all(isinstance(p, str) and p and "," not in p for p in value):
+            if not isinstance(value, list) or not all(map(_is_prefix, value)):
                 faults[f"trigger.{key}"] = "must be a list of locations such as s3://bucket/datasets/"
         elif kind is int and (type(value) is not int or value < 1):
             faults[f"trigger.{key}"] = "must be a whole number from 1"
@@ -114,9 +123,11 @@ def _trigger_faults(trigger: Mapping[str, Any]) -> dict[str, str]:
     return faults
 
 
-def _model_faults(model: object) -> dict[str, str]:
-    if not isinstance(model, dict):
-        return {"": "must be a mapping"}
+def _is_prefix(value: object) -> bool:
+    return isinstance(value, str) and "," not in value and prefix_fault(value) is None  # a comma ends it in a variable
+
+
+def _model_faults(model: Mapping[str, Any]) -> dict[str, str]:
     faults = {
         name: "must match " + NAME.pattern
         for name in ("environment", "model")

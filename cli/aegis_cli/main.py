@@ -292,7 +292,7 @@ def _retrain(parsed: argparse.Namespace) -> int:
     request_retrain(state, record.name, getpass.getuser(), parsed.why)
     try:
         call(state.urls()["trigger"], "POST", "/reconcile")
-    except (OSError, http.client.HTTPException):
+    except (NotRunning, OSError, http.client.HTTPException):
         print("Noted. Nothing runs now; `aegis up` will take it up.")
         return OK
     record = _record(state, parsed)

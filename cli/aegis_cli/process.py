@@ -29,18 +29,48 @@ GRACE_S = 5.0
 TICK_S = 0.05
 """How often a running process is looked at for a deadline or a stop; its own end wakes us at once."""
 
-# The kernel ends the child when the thread that started it is gone: a killed runner can't do that itself. It is set
-# by a program of its own, which the step's then replaces: code between fork and exec isn't safe with threads.
+# A killed runner can't end what it started, and a step's own children may lead sessions of their own. So a program of
+# its own stays between: it adopts every orphan below it, and once the step is over, or the kernel tells it that the
+# thread which started it is gone, it ends all of them.
 _LAUNCH = """\
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+libc = ctypes.CDLL(None)
+before = signal.pthread_sigmask(signal.SIG_BLOCK, {*signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP})
+libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+libc.prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[1]):
     sys.exit(137)
-try:
-    os.execvp(sys.argv[2], sys.argv[2:])
-except OSError as exc:
-    print(f"can't run {sys.argv[2]}: {exc.strerror}")
-    sys.exit(127)
+step = os.fork()
+if step == 0:
+    libc.prctl(1, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as exc:
+        print(f"can't run {sys.argv[2]}: {exc.strerror}", flush=True)
+    os._exit(127)
+code = None
+while code is None:
+    if signal.sigwait({signal.SIGCHLD, signal.SIGUSR1}) == signal.SIGUSR1:
+        code = -signal.SIGKILL
+    while code is None:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == step:
+            code = os.waitstatus_to_exitcode(status)
+        elif pid == 0:
+            break
+while True:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                    os.kill(int(pid), signal.SIGKILL)
+        except OSError:
+            pass
+    try:
+        os.wait()
+    except ChildProcessError:
+        os._exit(code if code >= 0 else 128 - code)
 """
 
 
@@ -87,7 +117,7 @@ def run(
 
 
 def tied(argv: Sequence[str]) -> list[str]:
-    """The command, made to end when the thread that starts it is gone (Linux)."""
+    """The command, made to end with all below it when it is over or the thread that starts it is gone (Linux)."""
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())] if sys.platform == "linux" else []
     return [*launcher, *argv]
 
@@ -114,7 +144,7 @@ def _follow(
                 _signal(child.pid, signal.SIGTERM)
                 kill_at = time.monotonic() + GRACE_S
             if time.monotonic() > kill_at:
-                _signal(child.pid, signal.SIGKILL)
+                _end(child.pid)
         _signal(child.pid, signal.SIGKILL)  # so that nobody else holds the pipe open
         while chunk := _next(selector, output):
             kept.write(chunk)
@@ -165,6 +195,15 @@ class _Kept:
             self._file.write(b"\n... %d bytes left out ...\n" % self._dropped)
         self._file.write(self._last)
         return self._tail.decode(errors="replace").strip()
+
+
+def _end(group: int) -> None:
+    """End a process that does not listen; on Linux by who stands between, which then ends all below it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(group, signal.SIGUSR1)
+    else:
+        _signal(group, signal.SIGKILL)
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -109,6 +110,7 @@ class Stack:
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._failures: list[str] = []
+        self._held = contextlib.ExitStack()
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in config.ports.items()}
 
     def __enter__(self) -> Stack:
@@ -134,10 +136,12 @@ class Stack:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+        self._held.close()
 
     def _start(self) -> None:
         self._refuse_busy_ports()
         state = self.state
+        self._lock()
         for folder in (state.root, state.datasets, state.models, state.root / "logs", state.root / "mlflow"):
             folder.mkdir(parents=True, exist_ok=True)
         state.root.chmod(0o700)
@@ -175,6 +179,14 @@ class Stack:
         state.addresses.write_text(json.dumps(self.urls))
         self._thread("runner", lambda: self._runner().serve(self._stop))
         self._thread("reconcile", self._reconcile)
+
+    def _lock(self) -> None:
+        self.state.root.mkdir(parents=True, exist_ok=True)
+        held = self._held.enter_context((self.state.root / ".lock").open("w"))
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with this process
+        except BlockingIOError as exc:
+            raise NotRunning(f"cannot start: `aegis up` runs already in {self.state.root}") from exc
 
     def _refuse_busy_ports(self) -> None:
         busy = {}

@@ -72,12 +72,12 @@ def as_json(record: Record, objects: Objects) -> dict[str, Any]:
 def why(record: Record, objects: Objects, root: Path, mlflow: str | None) -> str:
     """One model's story: what stands, what happened and why, and where each thing can be looked at."""
     status = record.status
-    lines = [f"{shown(record.model)} in {shown(record.environment)}", ""]
+    lines = [f"{record.model} in {record.environment}", ""]
     for condition in status.conditions:
         if condition.holds or condition.type == "Retraining":
             state = condition.type if condition.holds else "Not retraining"
             since = f"since {_time(condition.last_transition_time)}"
-            lines.append(f"  {state}: {shown(condition.reason)}: {shown(condition.message)} ({since})")
+            lines.append(f"  {state}: {condition.reason}: {condition.message} ({since})")
     if status.next_eligible_at:
         lines.append(f"  Next retrain not before {_time(status.next_eligible_at)}, unless a person asks")
     lines += [f"  Attempts used: {status.attempts} of {record.policy.max_attempts}", "", "What happened"]
@@ -86,8 +86,8 @@ def why(record: Record, objects: Objects, root: Path, mlflow: str | None) -> str
     if firing:
         lines += ["", "Alerts"]
         lines += [
-            f"  {alert.fingerprint}  version {shown(alert.version)}  {alert.severity}"
-            + (f"  {shown(alert.feature)}" if alert.feature else "")
+            f"  {alert.fingerprint}  version {alert.version}  {alert.severity}"
+            + (f"  {alert.feature}" if alert.feature else "")
             + f"  began {_time(alert.starts_at)}, last seen {_time(alert.seen)}"
             + (f", resolved {_time(alert.ends_at)}" if alert.ends_at else "")
             for alert in firing
@@ -99,13 +99,13 @@ def why(record: Record, objects: Objects, root: Path, mlflow: str | None) -> str
             "The last retrain",
             *(f"  {line}" for line in _chain(record, status.retrain, objects, root, mlflow)),
         ]
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
 
 
 def _row(row: Row) -> list[str]:
     times = f" ({row.count} times, last {_time(row.last)})" if row.count > 1 else ""
-    head = f"{_time(row.first)}  {EXPLAINED.get(row.kind, row.kind)}: {shown(row.reason)}{times}"
-    return [head, *([f"{'':21}{shown(row.message)}"] if row.message else [])]
+    head = f"{_time(row.first)}  {EXPLAINED.get(row.kind, row.kind)}: {row.reason}{times}"
+    return [head, *([f"{'':21}{row.message}"] if row.message else [])]
 
 
 def _chain(record: Record, retrain: Retrain, objects: Objects, root: Path, mlflow: str | None) -> list[str]:
@@ -131,7 +131,7 @@ def _chain(record: Record, retrain: Retrain, objects: Objects, root: Path, mlflo
         links.append(("data", retrain.dataset_uri))
     if (root / "runs" / retrain.workflow).is_dir():
         links.append(("logs", root / "runs" / retrain.workflow))
-    return [f"{name + ':':19}{shown(value)}" for name, value in links]
+    return [f"{name + ':':19}{value}" for name, value in links]
 
 
 def _workflow(record: Record, objects: Objects) -> dict[str, Any] | None:
