@@ -54,6 +54,11 @@ class Settings:
     """Files with the keys that seal drift events; two during a rotation."""
     bearer_tokens: tuple[Path, ...] = ()
     """Files with tokens that may POST drift events directly."""
+    models_uri: str = ""
+    """Where the signed pointers lie. With it a roll-out by a person (`aegis adopt`) ends WaitingForRollout. Reading
+    them takes the packages of the `sign` extra."""
+    trusted_keys: Path | None = None
+    """The keys that a pointer may be signed with: a PEM file, or a folder of them."""
     trust_loopback: bool = False
     """Whether a caller on loopback needs neither seal nor token. Only for one machine."""
     body_limit: int = 256 * 1024
@@ -97,6 +102,26 @@ def real_sources() -> Sources:
         token=lambda: secrets.token_hex(16),
         pause=lambda attempt: time.sleep(rng.uniform(0, min(0.01 * 2**attempt, 0.5))),
     )
+
+
+def champion_serial(settings: Settings, env: Mapping[str, str]) -> Callable[[str, str], str | None]:
+    """A reader of the champion's serial in the signed pointer; None where it can't be read or trusted."""
+
+    def serial(environment: str, model: str) -> str | None:
+        if not settings.models_uri or settings.trusted_keys is None:
+            return None
+        from aegis import pointer, signature  # cryptography and bucket clients: only for who waits for a roll-out
+        from aegis.storage import open_store
+
+        try:
+            keys = signature.load_keys(settings.trusted_keys)
+            found = pointer.read(open_store(settings.models_uri, env=env), keys, environment, model)
+        except (Temporary, Permanent) as exc:
+            log.warning("the pointer cannot be read", extra={"model": model, "error": str(exc)})
+            return None
+        return str(found[0].serial) if found else None
+
+    return serial
 
 
 def local_trigger(settings: Settings, pointer: Callable[[str, str], str | None] = lambda _e, _m: None) -> Trigger:
@@ -276,4 +301,5 @@ def from_env(env: Mapping[str, str]) -> Function:
     """Build the function from settings. Raises Permanent that names every fault."""
     settings = load(Settings, env)
     setup_logging(settings.log_level)
-    return RetrainTrigger(settings, local_trigger(settings), real_sources(), local_state(settings)).function
+    trigger = local_trigger(settings, champion_serial(settings, env))
+    return RetrainTrigger(settings, trigger, real_sources(), local_state(settings)).function

@@ -62,17 +62,6 @@ class Location:
             raise Permanent(f"not a plain file:///, gs:// or s3:// URI: {uri[:200]!r}")
         return cls(match[1], match[2], segments)
 
-    def within(self, other: Location) -> bool:
-        """True if this is `other` or lies below it; whole path segments count, not letters."""
-        head = self.segments[: len(other.segments)]
-        return (self.scheme, self.bucket, head) == (other.scheme, other.bucket, other.segments)
-
-
-def allowed(uri: str, prefixes: Iterable[str]) -> bool:
-    """True if `uri` lies below one of `prefixes`. No prefixes allow nothing."""
-    location = Location.parse(uri)
-    return any(location.within(Location.parse(prefix)) for prefix in prefixes)
-
 
 class Store(Protocol):
     """What every store can do. Paths are relative; a path that is not plain is Permanent."""

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis import datasets
 from aegis.errors import NotFound, Permanent
-from aegis.storage import Entry, allowed, open_store
+from aegis.pointer import Champion
+from aegis.storage import Entry, open_store
 from train_model.readers import MAX_BYTES, Rows, join, layout, read
 
 MAX_FILES = 256
@@ -37,7 +39,7 @@ class Source:
     """One data set: where it is, and the sha256 over its files' sorted `path size sha256` lines.
 
     Versions and generations stand in the manifest but not in the digest: the same bytes uploaded again are the
-    same data, and are not worth another training.
+    same data, and are not worth another training. An empty digest: nobody noted one.
     """
 
     uri: str
@@ -59,11 +61,8 @@ def fetch(uri: str, prefixes: Sequence[str], env: Mapping[str, str], tmp: Path) 
 
     `Permanent` (65): not allowed, nothing to read, too much, unreadable; `NotFound` if nothing is there at all.
     """
-    if not allowed(uri, prefixes):
-        raise Permanent(
-            f"{uri} is below none of the allowed data prefixes",
-            {"AEGIS_DATASET_PREFIXES": ",".join(prefixes)},
-        )
+    if wrong := datasets.fault(uri, prefixes):
+        raise Permanent(f"{uri[:200]!a} {wrong}", {"AEGIS_DATASET_PREFIXES": ",".join(prefixes)})
     parent, _, name = uri.rstrip("/").rpartition("/")
     store = open_store(parent if layout(name) else uri, env=env)
     entries = [e for e in [store.head(name)] if e] if layout(name) else store.list()
@@ -104,10 +103,20 @@ def record(model_dir: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def remembered(model_dir: Path | None) -> list[Source]:
-    """What a verified champion learned from, oldest first; nothing if it does not say so in a form we know."""
+def remembered(champion: Champion | None) -> list[Source]:
+    """What a verified champion learned from, oldest first; without a record, what the person who adopted it said."""
+    if champion is None:
+        return []
+    if not (champion.directory / RECORD).exists():
+        told = champion.package.external.get("dataset_uri")
+        return [Source(told, "")] if told and isinstance(told, str) else []
+    return sources(champion.directory)
+
+
+def sources(model_dir: Path) -> list[Source]:
+    """What a model directory says that it learned from; nothing if it does not say so in a form we know."""
     try:
-        found = [Source(item["uri"], item["digest"]) for item in record(model_dir)["sources"]] if model_dir else []
+        found = [Source(item["uri"], item["digest"]) for item in record(model_dir)["sources"]]
     except (KeyError, TypeError):
         return []
     good = [s for s in found if isinstance(s.uri, str) and isinstance(s.digest, str)]
@@ -137,7 +146,7 @@ def gather(
         except Permanent as error:
             notes.append(f"old data left out: {error.message}")
             continue
-        if again.source.digest != source.digest:
+        if source.digest and again.source.digest != source.digest:
             notes.append(f"{source.uri} has changed since the champion was trained on it")
         if again.source.digest != new.source.digest:
             fetched.append(again)

@@ -38,7 +38,7 @@ def _fetch(attempt: Attempt, env: Mapping[str, str]) -> None:
         shutil.rmtree(left, ignore_errors=True)
     train.mkdir(parents=True)
     champion = step.fetch_champion(attempt, env, champion_dir)
-    old = dataset.remembered(champion.directory) if champion and attempt.trainer.data == "old+new" else []
+    old = dataset.remembered(champion) if attempt.trainer.data == "old+new" else []
     attempt.tmp.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
         fetched, notes = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, Path(folder))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis import manifest
+from aegis.pointer import Champion
 from train_model import card, child, dataset, step, tracking
 from train_model.attempt import Attempt
 from train_model.readers import Rows
@@ -40,7 +41,7 @@ def _gate(attempt: Attempt, env: Mapping[str, str]) -> None:
     with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
         work = Path(folder)
         champion = step.fetch_champion(attempt, env, work / "champion")
-        rows, notes = _evaluation(attempt, env, champion.directory if champion else None, work)
+        rows, notes = _evaluation(attempt, env, champion, work)
         models = [champion.directory] if champion else []
         answers, run = _ask(attempt, env, rows, [*models, attempt.model_dir], work)
     labels, predictions = texts(rows.labels.tolist()), [a if isinstance(a, str) else texts(a) for a in answers]
@@ -55,7 +56,9 @@ def _gate(attempt: Attempt, env: Mapping[str, str]) -> None:
     print(f"{outcome}: {explanation}")
 
 
-def _evaluation(attempt: Attempt, env: Mapping[str, str], champion: Path | None, work: Path) -> tuple[Rows, list[str]]:
+def _evaluation(
+    attempt: Attempt, env: Mapping[str, str], champion: Champion | None, work: Path
+) -> tuple[Rows, list[str]]:
     """The rows that judge, and what must be said about them."""
     (work / "data").mkdir()
     notes: list[str] = []
@@ -67,9 +70,9 @@ def _evaluation(attempt: Attempt, env: Mapping[str, str], champion: Path | None,
         fetched, notes = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, work / "data")
         rows = dataset.evaluation_rows(fetched)
         notes.append("judged on held-out rows of the same data, which is weaker than an evaluation set of your own")
-        if champion and dataset.record(champion).get("evaluation"):
+        if champion and dataset.record(champion.directory).get("evaluation"):
             notes.append("the champion once learned from some of them, which favours it")
-        trained_on = {source.digest for source in dataset.remembered(attempt.model_dir)}
+        trained_on = {source.digest for source in dataset.sources(attempt.model_dir)}
         if fetched[-1].source.digest not in trained_on:
             # Harmless: a row is held out by its content alone, so none of these can have been trained on.
             notes.append("the data has changed since the training")

@@ -36,26 +36,28 @@ def write(out: Path, values: Mapping[str, str]) -> None:
 def run(step: Step, env: Mapping[str, str], required: Sequence[str]) -> int:
     """Run a step that needs the variables `required`; its exit code.
 
-    A failure leaves one line on stderr, the same in `failure`, and what the ledger reads.
+    A failure leaves one line on stderr, the same in `failure`, and what the ledger reads. The line begins with the
+    outcome: of an init container nothing else is known to a Workflow.
     """
     out = Path(env.get("AEGIS_OUT") or "/aegis/out")
     try:
         step(Attempt.from_env(env, required), env)
     except Temporary as error:
-        return _failed(out, str(error), TRANSIENT, {})
+        return _failed(out, str(error), TRANSIENT, "")
     except Permanent as error:
         kind = {TRAINER_FAILED: "TrainerFailed", VERIFICATION_FAILED: "Failed"}.get(error.exit_code, "BadData")
         default = "Unverified" if error.exit_code == VERIFICATION_FAILED else ""
         reason = getattr(error, "reason", default)
         outcome = f"{kind}:{reason}" if reason else kind
-        return _failed(out, str(error), error.exit_code, {"outcome": outcome})
+        return _failed(out, str(error), error.exit_code, outcome)
     return OK
 
 
-def _failed(out: Path, text: str, code: int, values: Mapping[str, str]) -> int:
+def _failed(out: Path, text: str, code: int, outcome: str) -> int:
     line = " ".join(text.split())[:2000]
-    print(line, file=sys.stderr)
-    write(out, {**values, "failure": line, "explanation": line})
+    said = f"{outcome}: {line}" if outcome else line
+    print(said, file=sys.stderr)
+    write(out, ({"outcome": outcome} if outcome else {}) | {"failure": said, "explanation": line})
     return code
 
 

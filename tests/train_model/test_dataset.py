@@ -141,11 +141,11 @@ def test_held_out_rows_are_never_trained_on_and_know_old_from_new(place: Path) -
 )
 def test_a_record_that_is_not_one_is_no_memory(tmp_path: Path, text: str) -> None:
     (tmp_path / dataset.RECORD).write_text(text)
-    assert dataset.remembered(tmp_path) == []
+    assert dataset.sources(tmp_path) == []
     assert dataset.remembered(None) == []
 
 
 def test_the_eight_most_recent_sources_are_remembered(tmp_path: Path) -> None:
     sources = [{"uri": f"s3://b/{n}", "digest": "d"} for n in range(12)]
     (tmp_path / dataset.RECORD).write_text(json.dumps({"sources": sources}))
-    assert [s.uri[-1:] for s in dataset.remembered(tmp_path)] == list("45678901")
+    assert [s.uri[-1:] for s in dataset.sources(tmp_path)] == list("45678901")

@@ -55,6 +55,17 @@ def enthrone(world: World, champion: Path) -> str:
     return world.crown(own).tar_sha256
 
 
+def test_a_retrain_of_an_adopted_model_learns_from_what_its_adopter_named(world: World, champion: Path) -> None:
+    prepare(world, DRIFTED)
+    own = world.root / "champion"
+    shutil.copytree(champion, own)
+    (own / "aegis_dataset.json").unlink()
+    world.crown(own, dataset_uri=world.uri("data/old"))
+    assert world.call("fetch").code == 0
+    about = json.loads((world.root / "pod" / "train" / "dataset.json").read_text())
+    assert [s["uri"] for s in about["sources"]] == [world.uri("data/old"), world.uri("data/new")]
+
+
 def test_trained_on_old_and_new_the_challenger_beats_the_fallen_champion(world: World, champion: Path) -> None:
     prepare(world, DRIFTED)
     tar = enthrone(world, champion)
@@ -174,7 +185,7 @@ def test_the_same_inputs_and_seed_give_the_same_weights(world: World) -> None:
     [
         ({"AEGIS_DATASET_URI": ""}, 65, "set spec.datasetUri"),
         ({"AEGIS_DATASET_PREFIXES": ""}, 65, "allowed"),
-        ({"AEGIS_DATASET_URI": "file:///etc/../x"}, 65, "not a plain"),
+        ({"AEGIS_DATASET_URI": "file:///etc/../x"}, 65, "not below an allowed"),
         ({"AEGIS_SETTINGS": "e30"}, 64, "AEGIS_SETTINGS"),
         ({"AEGIS_MODELS_URI": ""}, 64, "AEGIS_MODELS_URI"),
     ],
@@ -184,6 +195,8 @@ def test_a_wrong_order_is_refused_by_its_exit_code(world: World, env: dict[str, 
     done = world.run("fetch")
     assert (done.code, done.out["outcome"].partition(":")[0]) == (code, "BadData")
     assert said in done.out["failure"]
+    assert done.text.splitlines()[-1] == done.out["failure"]
+    assert done.out["failure"].startswith(done.out["outcome"] + ": ")  # all that a Workflow knows of an init container
 
 
 def test_data_without_labels_is_named_so_that_a_person_is_asked(world: World) -> None:

@@ -117,12 +117,12 @@ class World:
             assert done.code == 0, done.text
         return self.call("gate")
 
-    def crown(self, model_dir: Path) -> Pointer:
+    def crown(self, model_dir: Path, dataset_uri: str = "") -> Pointer:
         """Sign a model and point at it, as a promotion would."""
         signer = keys.ensure(self.root / "keys" / "signing.pem", self.root / "trusted")
         trusted, store = load_keys(self.root / "trusted"), open_store(self.uri("models"), env={})
         (self.root / "tmp").mkdir(exist_ok=True)
-        origin = Origin(model="digits", environment="test", workflow_uid="u0")
+        origin = Origin(model="digits", environment="test", workflow_uid="u0", dataset_uri=dataset_uri)
         package = sign(model_dir, origin, None, store=store, signer=signer, trusted=trusted, scratch=self.root / "tmp")
         found = pointer.read(store, trusted, "test", "digits")
         new = Pointer(
