@@ -6,7 +6,7 @@ SEED   ?= 0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: demo test lint lock bench mutants docs clean
+.PHONY: demo test lint coverage lock bench mutants docs clean
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -23,11 +23,17 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	@$(BIN)/aegis demo --seed $(SEED)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint coverage
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# The parsers take foreign text, so nearly each of their branches has to be seen by their own tests.
+coverage: $(VENV)/.dev
+	@$(BIN)/python -m pytest --quiet --no-header --no-summary --cov-branch --cov-fail-under=95 --cov-report=term \
+		--cov=aegis.events --cov=alert_receiver.alertmanager --cov=alert_receiver.mapping \
+		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
