@@ -35,6 +35,17 @@ coverage: $(VENV)/.dev
 		--cov=aegis.events --cov=alert_receiver.alertmanager --cov=alert_receiver.mapping \
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
+bench: $(VENV)/.dev
+	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || true; done
+
+# Not part of `test`: it takes about half an hour. Fails if a survivor is not argued in docs/mutants.md.
+MUTANTS := 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'
+mutants: $(VENV)/.dev
+	@rm -rf build/mutants && mkdir -p build/mutants/src
+	@cp -r shared/* functions/* steps/* cli/* build/mutants/src/ && cp -r tests pyproject.toml build/mutants/
+	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run $(MUTANTS)
+	@cd build/mutants && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/mutants.py
+
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
 	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -o requirements/$$image.txt || exit 1; done

@@ -4,9 +4,12 @@ what they measure, so that one core carries load and sink beside the server's co
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import platform
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -16,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVER_CORE, LOAD_CORE = 0, 1
+RESULTS = Path(__file__).parent / "results"
 
 
 def cores() -> tuple[int, int]:
@@ -213,6 +217,40 @@ async def load(
     return measured
 
 
-def post(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
+def post(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
+    named = {"content-type": "application/json", **(headers or {}), "content-length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{head}\r\n".encode() + body
+
+
+def median(runs: Sequence[Mapping[str, Any]], *path: str) -> float:
+    """Of the values under a path of keys, one a run."""
+    values: list[float] = []
+    for run in runs:
+        value: Any = run
+        for key in path:
+            value = value[key]
+        values.append(value)
+    return statistics.median(values)
+
+
+Bound = tuple[str, float, str, float]
+"""What, measured, `>=` or `<=`, the bound."""
+
+
+def report(name: str, title: str, table: Sequence[str], bounds: Sequence[Bound], runs: Any) -> int:
+    """Print the figures, keep them with the raw ones in results/, and give the exit code: 1 if a bound is broken."""
+    where = f"Python {platform.python_version()}, {os.cpu_count()} cores"
+    lines = [f"{title} {where}.", "", *table]
+    if bounds:
+        lines += ["", "| ratio | measured | bound | holds |", "|---|---|---|---|"]
+    holds = {}
+    for what, value, sign, bound in bounds:
+        holds[what] = value >= bound if sign == ">=" else value <= bound
+        lines.append(f"| {what} | {value:.3g} | {sign} {bound:g} | {'yes' if holds[what] else 'NO'} |")
+    text = "\n".join(lines) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"about": where, "runs": runs, "holds": holds}, indent=1) + "\n")
+    print("\n" + text)
+    return 0 if all(holds.values()) else 1

@@ -9,18 +9,28 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import time
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import uvloop
-from benchmarks._load import ROOT, Sink, cores, free_port, load, memory_mib, post, server
+from benchmarks._load import (
+    RESULTS,
+    ROOT,
+    Bound,
+    Sink,
+    cores,
+    free_port,
+    load,
+    median,
+    memory_mib,
+    post,
+    report,
+    server,
+)
 
-RESULTS = Path(__file__).parent / "results"
 UVICORN = ["--loop", "uvloop", "--http", "httptools", "--log-level", "error", "--no-access-log", "--lifespan", "off"]
 KINDS = ("receiver", "bare, raw pool", "bare, aiohttp")
 APPS = {"bare, raw pool": "benchmarks._bare:raw", "bare, aiohttp": "benchmarks._bare:aiohttp_app"}
@@ -124,18 +134,8 @@ async def measure(kind: str, seconds: float, slow_count: int, core: int) -> dict
     return found
 
 
-def median(runs: list[dict[str, Any]], *path: str) -> float:
-    values: list[float] = []
-    for run in runs:
-        value: Any = run
-        for key in path:
-            value = value[key]
-        values.append(value)
-    return statistics.median(values)
-
-
-def table(runs: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, bool]]:
-    """The figures as Markdown, and whether each bound holds."""
+def table(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[Bound]]:
+    """The figures as lines of Markdown, and what is demanded of them."""
     lines = ["| | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
     rows: list[tuple[str, tuple[str, ...]]] = [(f"events/s, {c} in flight", (f"c{c}", "events_per_s")) for c in (1, 16)]
     rows += [(f"{p} ms, {c} in flight", (f"c{c}", f"{p}_ms")) for c in (1, 16) for p in ("p50", "p99")]
@@ -148,19 +148,14 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, bool]]:
     receiver, raw, same = (runs[kind] for kind in KINDS)
     events = ("c16", "events_per_s")
     slow, cold = ("200_alerts_3ms", "median_ms"), ("cold_start_ms",)
-    bounds = [
+    bounds: list[Bound] = [
         ("events/s of the raw limit, 16 in flight", median(receiver, *events) / median(raw, *events), ">=", 0.15),
         ("events/s of the same client, 16 in flight", median(receiver, *events) / median(same, *events), ">=", 0.6),
         ("events/s, 16 in flight", median(receiver, *events), ">=", 5000),
         ("200 alerts against the raw limit", median(receiver, *slow) / median(raw, *slow), "<=", 1.5),
         ("cold start against bare uvicorn", median(receiver, *cold) / median(raw, *cold), "<=", 2.5),
     ]
-    lines += ["", "| ratio | measured | bound | holds |", "|---|---|---|---|"]
-    holds = {}
-    for name, value, sign, bound in bounds:
-        holds[name] = value >= bound if sign == ">=" else value <= bound
-        lines.append(f"| {name} | {value:.5g} | {sign} {bound:g} | {'yes' if holds[name] else 'NO'} |")
-    return "\n".join(lines) + "\n", holds
+    return lines, bounds
 
 
 def main() -> int:
@@ -180,14 +175,9 @@ def main() -> int:
             runs[kind].append(uvloop.run(measure(kind, options.seconds, 10, server_core)))
             print(number + 1, kind, json.dumps(runs[kind][-1]), flush=True)
     (RESULTS / "seal.key").unlink()
-    text, holds = table(runs)
-    where = f"Python {platform.python_version()}, {os.cpu_count()} cores, load before {busy:.2f}"
     size = f"medians of {options.runs} runs of {options.seconds:g} s; payloads of 5 alerts, {len(payload(5, 0))} bytes"
-    text = f"Receiver: {size}. {where}; {time.perf_counter() - began:.0f} s.\n\n{text}"
-    (RESULTS / "receiver.md").write_text(text)
-    (RESULTS / "receiver.json").write_text(json.dumps({"about": where, "runs": runs, "holds": holds}, indent=1) + "\n")
-    print("\n" + text)
-    return 0 if all(holds.values()) else 1
+    took = f"load before {busy:.2f}, {time.perf_counter() - began:.0f} s"
+    return report("receiver", f"Receiver: {size}; {took}.", *table(runs), runs)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""What the training step costs beyond the fit: `python -m benchmarks.train_step`, about three minutes.
+
+The step as a Workflow runs it (`python -m train_model.train`, a real MLflow server beside it) against the same fit
+alone in a fresh Python. Two sizes, five runs each, medians; raw output in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks._load import ROOT, free_port, get, median, report
+from sklearn.datasets import load_digits
+
+SIZES = (1_000, 30_000)
+FIT = """
+import json, sys, time, warnings
+from pathlib import Path
+import numpy as np
+from train_model import defaults
+source = Path(sys.argv[1])
+given = json.loads((source / "params.json").read_text())
+with np.load(source / "train" / "data.npz") as data:
+    X, y = data["X"], data["y"]
+model = defaults._image(given, len(y))
+warnings.simplefilter("ignore")
+began = time.perf_counter()
+model.fit(X, y)
+print(time.perf_counter() - began)
+"""
+
+
+@contextmanager
+def mlflow(home: Path) -> Iterator[str]:
+    """The URI of a real MLflow server."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
+    command += ["--artifacts-destination", str(home / "artifacts")]
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet, cwd=home, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while get(uri + "/health") != 200:
+            assert time.monotonic() < deadline, "MLflow does not start"
+            time.sleep(0.05)
+        yield uri
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
+
+
+def digits(rows: int) -> tuple[Any, Any]:
+    """The digits of scikit-learn, as often as needed, each time with other noise."""
+    images, labels = load_digits(return_X_y=True)
+    rng = np.random.default_rng(0)
+    chosen = np.resize(rng.permutation(len(labels)), rows)
+    return (images[chosen] + rng.normal(0, 1, (rows, images.shape[1]))).astype(np.float32), labels[chosen]
+
+
+def run(command: list[str], env: Mapping[str, str], cwd: Path) -> tuple[float, float, str]:
+    """Wall seconds, peak MiB of the largest process, and what a command printed."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen([sys.executable, *command], env=dict(env), cwd=cwd, stdout=out)
+        _, status, used = os.wait4(process.pid, 0)
+        took = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        said = out.read().decode()
+    assert process.returncode == 0, said
+    return took, used.ru_maxrss / 1024, said
+
+
+def measure(home: Path, rows: int, tracking: str, number: int) -> dict[str, Any]:
+    """One run of one size."""
+    folder = home / f"{rows}-{number}"
+    (folder / "data").mkdir(parents=True)
+    features, labels = digits(rows)
+    np.savez(folder / "data" / "x.npz", X=features, y=labels)
+    settings = {"seed": number}
+    encoded = {"AEGIS_EVENT": {}, "AEGIS_SETTINGS": settings}
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "AEGIS_MODEL": "digits",
+        "AEGIS_ENVIRONMENT": "benchmark",
+        "AEGIS_DATASET_URI": (folder / "data").as_uri(),
+        "AEGIS_DATASET_PREFIXES": folder.as_uri(),
+        "AEGIS_WORKFLOW": f"digits-{rows}-{number}",
+        "AEGIS_WORKFLOW_UID": f"{rows}-{number}",
+        "AEGIS_MODELS_URI": (folder / "models").as_uri(),
+        "MLFLOW_TRACKING_URI": tracking,
+        "AEGIS_TMP": str(folder / "tmp"),
+        "AEGIS_DATA": str(folder / "pod"),
+        "AEGIS_OUT": str(folder / "out"),
+        **{name: base64.b64encode(json.dumps(value).encode()).decode() for name, value in encoded.items()},
+    }
+    fetch_s, _, _ = run(["-m", "train_model.fetch"], env, folder)
+    step_s, step_mib, _ = run(["-m", "train_model.train"], env, folder)
+    _, fit_mib, said = run(["-c", FIT, str(folder / "pod")], env, folder)
+    fit_s = float(said.splitlines()[-1])
+    return {
+        "fetch_s": round(fetch_s, 3),
+        "step_s": round(step_s, 3),
+        "fit_s": round(fit_s, 3),
+        "overhead_s": round(step_s - fit_s, 3),
+        "step_peak_mib": round(step_mib, 1),
+        "fit_peak_mib": round(fit_mib, 1),
+    }
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--runs", type=int, default=5)
+    options = arguments.parse_args()
+    busy, began = os.getloadavg()[0], time.perf_counter()
+    runs: dict[str, list[dict[str, Any]]] = {f"{rows:,} rows": [] for rows in SIZES}
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder, mlflow(Path(folder)) as tracking:
+        for number in range(options.runs):
+            for rows in SIZES:
+                found = measure(Path(folder), rows, tracking, number)
+                runs[f"{rows:,} rows"].append(found)
+                print(number + 1, rows, json.dumps(found), flush=True)
+    names = ("fit_s", "step_s", "overhead_s", "fetch_s", "fit_peak_mib", "step_peak_mib")
+    lines = ["| | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{median(found, name):g}" for found in runs.values()) + " |" for name in names
+    ]
+    lines.append("| step / fit | " + " | ".join(f"{_ratio(found):.2f}" for found in runs.values()) + " |")
+    size = f"medians of {options.runs} runs; images of 8 x 8, the default network"
+    title = f"Training step: {size}; load before {busy:.2f}, {time.perf_counter() - began:.0f} s."
+    return report("train_step", title, lines, [], runs)
+
+
+def _ratio(found: list[dict[str, Any]]) -> float:
+    return median(found, "step_s") / median(found, "fit_s")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
