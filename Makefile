@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SEED   ?= 0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# --no-deps: the files are complete, and pip before 23.3 would try versions outside them for packages with extras.
+LOCKED := --require-hashes --no-deps
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .PHONY: demo test lint coverage lock bench mutants docs clean
@@ -12,12 +14,12 @@ $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	@echo "Setting up $(VENV) (once, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --require-hashes -r requirements.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install $(LOCKED) -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation -e . && $(PIP) check >/dev/null
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
-	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install $(LOCKED) -r requirements/dev.txt && $(PIP) check >/dev/null
 	@touch $@
 
 demo: $(VENV)/.runtime
@@ -36,7 +38,7 @@ coverage: $(VENV)/.dev
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
 bench: $(VENV)/.dev
-	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || true; done
+	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
 
 # Not part of `test`: it takes about half an hour. Fails if a survivor is not argued in docs/mutants.md.
 MUTANTS := 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'
