@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCKED := --require-hashes --no-deps
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: demo test lint coverage lock bench mutants docs clean
+.PHONY: demo test lint coverage lock bench mutants clean
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -34,19 +34,19 @@ lint: $(VENV)/.dev
 # The parsers take foreign text, so nearly each of their branches has to be seen by their own tests.
 coverage: $(VENV)/.dev
 	@$(BIN)/python -m pytest --quiet --no-header --no-summary --cov-branch --cov-fail-under=95 --cov-report=term \
-		--cov=aegis.events --cov=alert_receiver.alertmanager --cov=alert_receiver.mapping \
+		--cov=aegis.events --cov=aegis.strict --cov=alert_receiver.alertmanager --cov=alert_receiver.mapping \
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
 bench: $(VENV)/.dev
 	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
 
 # Not part of `test`: it takes about half an hour. Fails if a survivor is not argued in docs/mutants.md.
-MUTANTS := 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'
+MUTANTS ?= 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'
 mutants: $(VENV)/.dev
 	@rm -rf build/mutants && mkdir -p build/mutants/src
 	@cp -r shared/* functions/* steps/* cli/* build/mutants/src/ && cp -r tests pyproject.toml build/mutants/
 	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run $(MUTANTS)
-	@cd build/mutants && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/mutants.py
+	@cd build/mutants && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/mutants.py $(MUTANTS)
 
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt

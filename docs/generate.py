@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from retrain_trigger.model import camel
+
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "settings.md"
 
@@ -18,10 +20,20 @@ SECTIONS = (
     ("alert-receiver, set by Knative", "functions/alert_receiver/settings.py", "Binding", "env:K_"),
     ("retrain-trigger", "functions/retrain_trigger/function.py", "Settings", "env:AEGIS_"),
     ("Policy", "functions/retrain_trigger/model.py", "Policy", "camel"),
-    ("Trainer (`trainer:` of a policy)", "steps/train_model/attempt.py", "TrainerSettings", "snake"),
-    ("Gate (`gate:` of a policy)", "steps/train_model/attempt.py", "GateSettings", "snake"),
-    ("Local runner", "cli/aegis_cli/workflow_run.py", "Settings", "snake"),
+    ("Trainer (`trainer:` of a policy)", "steps/train_model/attempt.py", "TrainerSettings", "camel"),
+    ("Gate (`gate:` of a policy)", "steps/train_model/attempt.py", "GateSettings", "camel"),
 )
+STEPS = {
+    "AEGIS_MODELS_URI": "Where packages and signed pointers lie: `file://`, `gs://` or `s3://`.",
+    "AEGIS_DATASET_PREFIXES": "The same list as the trigger's: fetch and gate read nothing else.",
+    "AEGIS_TRUSTED_KEYS": "A PEM file, or a folder of `*.pub`: whose signatures count.",
+    "AEGIS_SIGNING_KEY": "The key that sign and promote sign with, as `file:///path`.",
+    "AEGIS_ALLOW_PICKLE": "`true`: a model may hold files that run code when loaded. Off, because a signature says who "
+    "made a file, not that it is harmless.",
+    "AEGIS_SINK": "Where the end of a Workflow is told. Only a wake-up: reconcile finds it without.",
+    "MLFLOW_TRACKING_URI": "The MLflow server of runs and registry.",
+}
+TEMPLATE = ROOT / "knative" / "base" / "argo" / "workflow-template.yaml"
 
 
 def main() -> int:
@@ -44,7 +56,27 @@ def page() -> str:
         parts.append(
             "| setting | default | why |\n| --- | --- | --- |\n" + "\n".join(_rows(ROOT / file, name, spelling))
         )
+    parts += [
+        "## The Workflow's steps",
+        "From the ConfigMap `aegis-steps`; `aegis up` sets them by itself. Credentials of bucket, MLflow and registry "
+        "come from the Secrets `aegis-storage`, `aegis-mlflow` and `aegis-registry` under the names that their clients "
+        "know; `aegis up` hands its own `AWS_*`, `GOOGLE_*`, `STORAGE_EMULATOR_HOST` and `MLFLOW_TRACKING_USERNAME`, "
+        "`MLFLOW_TRACKING_PASSWORD` or `MLFLOW_TRACKING_TOKEN` to the same steps.",
+        "| variable | read by | what |\n| --- | --- | --- |\n" + "\n".join(_steps()),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _steps() -> list[str]:
+    """A row a variable that the WorkflowTemplate hands to a step; KeyError for one that is not explained here."""
+    readers: dict[str, list[str]] = {}
+    step = ""
+    for line in TEMPLATE.read_text().splitlines():
+        if found := re.match(r"        command: \[python, -m, \w+\.(\w+)\]|          command: .*\.(\w+)\]", line):
+            step = found[1] or found[2]
+        if found := re.search(r"configMapKeyRef: \{name: aegis-steps, key: (\w+)", line):
+            readers.setdefault(found[1], []).append(step)
+    return [f"| `{name}` | {', '.join(readers[name])} | {STEPS[name]} |" for name in sorted(readers | STEPS)]
 
 
 def _rows(file: Path, name: str, spelling: str) -> list[str]:
@@ -76,10 +108,7 @@ def _default(value: ast.expr) -> str:
 def _spelled(name: str, spelling: str) -> str:
     if spelling.startswith("env:"):
         return spelling[4:] + name.upper()
-    if spelling == "camel":
-        head, *rest = name.split("_")
-        return head + "".join(part.capitalize() for part in rest)
-    return name
+    return camel(name) if spelling == "camel" else name
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What all tests share: how a test says that it needs a program, and what is said at the end about skipped ones.
+"""What all tests share: how a test says that it needs a program, and what is said at the end: which boundaries a fault
+hit, and which tests were skipped.
 
 Where `CI` is `true` a skipped test is a failure: there, everything has to be installed.
 """
@@ -10,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+
+from tests.faults import boundaries
 
 
 def needs(tool: str, package: str = "") -> str:
@@ -37,6 +40,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if boundaries.HITS:
+        terminalreporter.section(f"faults hit {boundaries.count()} boundaries")
+        for line in boundaries.lines():
+            terminalreporter.line(line)
     skipped = _skipped(terminalreporter)
     terminalreporter.section("skipped tests")
     if not skipped:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aegis import signature
 from aegis.storage import open_store
+from retrain_trigger.model import object_name
 from sign_model import keys
 from sign_model.adopt import adopt
 from sign_model.promote import Promotion
@@ -34,6 +35,7 @@ def adopted(
     """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of its waiting at length
     signer = keys.ensure(state.signing_key, state.trusted)
+    record = state.records().read(object_name(environment, model))
     with tempfile.TemporaryDirectory() as scratch:
         return adopt(
             directory,
@@ -48,5 +50,6 @@ def adopted(
             scratch=Path(scratch),
             dataset_uri=dataset_uri,
             run_id=run_id,
+            alias=(record.policy.alias or "") if record else "",
             allow_pickle=allow_pickle,
         )

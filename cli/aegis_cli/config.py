@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aegis import datasets
 from aegis.datasets import prefix_fault
 from aegis.errors import USAGE, Permanent
 from aegis.events import NAME
 from aegis.settings import duration, read_yaml
 from alert_receiver import mapping
 from retrain_trigger.model import policy_from
+from train_model.attempt import read_settings
 
 PORTS = {"receiver": 12000, "trigger": 12001, "mlflow": 12002}
 STAGING = "s3://my-staging-bucket/"
@@ -36,26 +38,33 @@ class Config:
     """`receiver`, `trigger` and `mlflow`, on loopback."""
     reconcile_interval: str = "30s"
     """How often waiting work is looked at, besides at the end of each Workflow."""
+    allow_pickle: bool = False
+    """Whether a retrain's model may hold files that run code when loaded (pickle and its relatives). A trainer of your
+    own may need it; whoever can write such a file then runs code wherever the model is loaded."""
 
     def prefixes(self, state: Path) -> list[str]:
         """Where data may come from."""
         given = self.trigger.get("datasetPrefixes")
-        return list(given) if given is not None else [STAGING, f"file://{state / 'datasets'}/"]
+        return list(given) if given is not None else _default_prefixes(state)
 
 
-def load(path: Path) -> Config:
+def _default_prefixes(state: Path) -> list[str]:
+    return [STAGING, f"file://{state / 'datasets'}/"]
+
+
+def load(path: Path, state: Path) -> Config:
     """Read a file. Raises Permanent (64) that names every fault by its dotted path."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise Permanent(f"{path} cannot be read: {exc}", exit_code=USAGE) from exc
-    return check(read_yaml(text))
+    return check(read_yaml(text), state)
 
 
-def check(document: Mapping[str, Any]) -> Config:
-    """Check a parsed file."""
+def check(document: Mapping[str, Any], state: Path) -> Config:
+    """Check a parsed file. `state` is the folder that it will be used with."""
     faults: dict[str, str] = {}
-    known = {"receiver", "trigger", "models", "ports", "reconcileInterval"}
+    known = {"receiver", "trigger", "models", "ports", "reconcileInterval", "allowPickle"}
     faults |= {key: f"is none of {', '.join(sorted(known))}" for key in document if key not in known}
     receiver = _mapping(document, "receiver", faults)
     receiver.setdefault("model", DEFAULT_MODEL)
@@ -74,7 +83,11 @@ def check(document: Mapping[str, Any]) -> Config:
         if not isinstance(model, dict):
             faults[f"models[{place}]"] = "must be a mapping"
             continue
-        faults |= {f"models[{place}].{name}": what for name, what in _model_faults(model).items()}
+        found = _model_faults(model)
+        if "trigger.datasetPrefixes" not in faults:
+            given = trigger.get("datasetPrefixes")
+            found = _location_faults(model, _default_prefixes(state) if given is None else given) | found
+        faults |= {f"models[{place}].{name}": what for name, what in found.items()}
         identity = str(model.get("environment", "default")), str(model.get("model"))
         if identity in named:
             faults[f"models[{place}]"] = f"{'/'.join(identity)} stands here twice"
@@ -90,9 +103,19 @@ def check(document: Mapping[str, Any]) -> Config:
     interval = document.get("reconcileInterval", "30s")
     if (fault := _duration_fault(interval)) is not None:
         faults["reconcileInterval"] = fault
+    allow_pickle = document.get("allowPickle", False)
+    if not isinstance(allow_pickle, bool):
+        faults["allowPickle"] = "must be true or false"
     if faults:
         raise Permanent("bad configuration", faults, exit_code=USAGE)
-    return Config(receiver=receiver, trigger=trigger, models=tuple(models), ports=ports, reconcile_interval=interval)
+    return Config(
+        receiver=receiver,
+        trigger=trigger,
+        models=tuple(models),
+        ports=ports,
+        reconcile_interval=interval,
+        allow_pickle=allow_pickle,
+    )
 
 
 def _mapping(document: Mapping[str, Any], name: str, faults: dict[str, str]) -> dict[str, Any]:
@@ -138,7 +161,15 @@ def _model_faults(model: Mapping[str, Any]) -> dict[str, str]:
         policy_from({key: value for key, value in model.items() if key not in ("environment", "model")})
     except Permanent as exc:
         faults |= {name.removeprefix("spec."): what for name, what in exc.faults.items()}
-    return faults
+    settings: dict[str, str] = {}
+    read_settings(model, "", settings)
+    return settings | faults
+
+
+def _location_faults(model: Mapping[str, Any], prefixes: Sequence[str]) -> dict[str, str]:
+    given = {name: model.get(name) for name in ("datasetUri", "evaluationUri")}
+    found = {name: datasets.fault(uri, prefixes) for name, uri in given.items() if isinstance(uri, str)}
+    return {name: fault for name, fault in found.items() if fault is not None}
 
 
 def _duration_fault(value: object) -> str | None:

@@ -346,6 +346,7 @@ def _held_back(demo: Demo) -> None:
     _expect(len(demo.workflows(GOOD)) == 1, f"{len(demo.workflows(GOOD))} Workflows")
     last = record.status.history[-1]
     _expect((last.kind, last.reason) == ("Hold", "Cooldown"), f"the last decision was {last.kind} {last.reason}")
+    _expect(last.count == 2, f"{last.count} of the two alerts were held")
     _expect(len(record.status.evidence) == 2, f"{len(record.status.evidence)} alerts are known")
 
 
@@ -400,7 +401,8 @@ def _config(state: State) -> config.Config:
             ],
             "ports": ports,
             "reconcileInterval": "5s",
-        }
+        },
+        state.root,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import http.client
 import json
@@ -16,19 +17,22 @@ from typing import Any
 
 from aegis.errors import OK, USAGE, VERIFICATION_FAILED, NotFound, Permanent, Temporary
 from aegis.events import NAME, SEVERITIES
-from retrain_trigger.model import Record, object_name
+from retrain_trigger.model import Record, Retrain, Row, object_name
 
 from . import alerts, config, story
 from .stack import NotRunning, Stack, State, call, default_state, interrupted, request_retrain
 from .story import shown
 
 NO = 3
+NOTICED_WITHIN_S = 5.0
+"""How long `retrain` looks for its request in the ledger before it says how the model stands."""
 EXIT_CODES = """exit codes:
   0   done; with --wait: a better model was promoted
   3   an honest no: held, refused, rejected by the gate, or the retrain failed
   64  bad usage or configuration     65  bad data
-  69  nothing runs where it should   75  try again
-  76  verification failed            77  signing denied"""
+  69  nothing runs where it should   70  the demo did not do what it claims
+  75  try again                      76  verification failed
+  77  signing denied"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,6 +135,7 @@ def _parser() -> Parser:
     checks = add("config", lambda _: USAGE, "check a configuration file", state=False)
     check = checks.add_subparsers(metavar="check", required=True).add_parser("check", help="name every fault at once")
     check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument("--state", type=Path, default=default_state(), help="the folder that it is for")
     check.set_defaults(run=_config_check)
     return parser
 
@@ -161,25 +166,29 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _up(parsed: argparse.Namespace) -> int:
-    settings = config.check({}) if parsed.config is None else config.load(parsed.config)
     state = State(parsed.state.absolute())
-    print(f"Starting (state in {state.root}) ...", flush=True)
+    settings = config.check({}, state.root) if parsed.config is None else config.load(parsed.config, state.root)
     told: dict[str, datetime] = {}
-    with interrupted() as stop, Stack(state, settings, os.environ) as stack:
-        urls = stack.urls
-        print(f"  alerts    POST {urls['receiver']}/alertmanager")
-        print(f"  trigger   {urls['trigger']}  (drift events; /reconcile, /status, /metrics)")
-        print(f"  MLflow    {urls['mlflow']}")
-        print("  data may come from " + ", ".join(settings.prefixes(state.root)))
-        print(
-            "Ready. Ctrl-C ends it. In another shell: aegis send NAME --wait, aegis models, aegis why NAME", flush=True
-        )
-        _tell(state, told, quiet=True)
+    with interrupted() as stop, contextlib.ExitStack() as parts:
+        print(f"Starting (state in {state.root}) ...", flush=True)
+        stack = parts.enter_context(Stack(state, settings, os.environ, stop))
+        if not stop.is_set():  # else Ctrl-C came while the parts started
+            _say_where(stack)
+            _tell(state, told, quiet=True)
         while not stop.wait(1):
             stack.check()
             _tell(state, told)
         print("Stopping ...", flush=True)
     return OK
+
+
+def _say_where(stack: Stack) -> None:
+    urls = stack.urls
+    print(f"  alerts    POST {urls['receiver']}/alertmanager")
+    print(f"  trigger   {urls['trigger']}  (drift events; /reconcile, /status, /metrics)")
+    print(f"  MLflow    {urls['mlflow']}")
+    print("  data may come from " + ", ".join(stack.config.prefixes(stack.state.root)))
+    print("Ready. Ctrl-C ends it. In another shell: aegis send NAME --wait, aegis models, aegis why NAME", flush=True)
 
 
 def _tell(state: State, told: dict[str, datetime], *, quiet: bool = False) -> None:
@@ -219,20 +228,34 @@ def _send(parsed: argparse.Namespace) -> int:
     record = state.records().read(object_name(parsed.environment, parsed.model))
     if record is None:
         raise Permanent("the alert was accepted, but no such model is managed: see the receiver's configuration")
-    if parsed.wait and record.status.retrain and record.status.retrain.in_flight:
-        return _wait(state, parsed)
     return _report(state, record, parsed)
 
 
-def _wait(state: State, parsed: argparse.Namespace) -> int:
-    """Follow the retrain in flight to its end."""
+def _report(state: State, record: Record, parsed: argparse.Namespace) -> int:
+    """Say how the model's story stands; with --wait, once the retrain in flight has ended. Only a promotion by that
+    retrain is then a yes."""
+    retrain, row = record.status.retrain, record.status.history[-1] if record.status.history else None
+    if not parsed.wait or retrain is None or not retrain.in_flight:
+        _print_row(state, record, row, parsed)
+        return NO if parsed.wait else OK
+    record, row = _ended(state, parsed, retrain)
+    _print_row(state, record, row, parsed)
+    return OK if row is not None and row.reason == "Promoted" else NO
+
+
+def _ended(state: State, parsed: argparse.Namespace, followed: Retrain) -> tuple[Record, Row | None]:
+    """The record as soon as this retrain is over, and the row that tells its end; what happened to the model since,
+    and was told in later rows, is another matter. Raises Temporary when it takes too long."""
     deadline = time.monotonic() + parsed.timeout
     told = ""
     while time.monotonic() < deadline:
         record = _record(state, parsed)
         retrain = record.status.retrain
-        if retrain is None or not retrain.in_flight:
-            return _report(state, record, parsed)
+        if retrain is not None and retrain.claim == followed.claim:
+            followed = retrain  # the name of its Workflow may have been taken, and be another one now
+        if retrain is not followed or not retrain.in_flight:
+            ends = (row for row in reversed(record.status.history) if row.kind == "Finished")
+            return record, next((row for row in ends if row.workflow == followed.workflow), None)
         now = f"{retrain.workflow}: {retrain.state or retrain.phase}"
         if now != told and not parsed.json:
             print(now, flush=True)
@@ -241,18 +264,12 @@ def _wait(state: State, parsed: argparse.Namespace) -> int:
     raise Temporary(f"no outcome within {parsed.timeout:g} s; see `aegis why {parsed.model}`")
 
 
-def _report(state: State, record: Record, parsed: argparse.Namespace) -> int:
-    """Say how the model's story stands; with --wait only a promotion is a yes."""
-    retrain = record.status.retrain
-    row = record.status.history[-1] if record.status.history else None
+def _print_row(state: State, record: Record, row: Row | None, parsed: argparse.Namespace) -> None:
     if parsed.json:
         print(json.dumps(story.as_json(record, state.objects())))
     elif row is not None:
         what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}" + (f" ({row.message})" if row.message else "")
         print(f"{record.environment}/{record.model}: {shown(what)}")
-    if not parsed.wait:
-        return OK
-    return OK if retrain and retrain.outcome == "Promoted" and row and row.kind == "Finished" else NO
 
 
 def _models(parsed: argparse.Namespace) -> int:
@@ -289,15 +306,20 @@ def _why(parsed: argparse.Namespace) -> int:
 def _retrain(parsed: argparse.Namespace) -> int:
     state = State(parsed.state.absolute())
     record = _record(state, parsed)
-    request_retrain(state, record.name, getpass.getuser(), parsed.why)
+    token = request_retrain(state, record.name, getpass.getuser(), parsed.why)
     try:
         call(state.urls()["trigger"], "POST", "/reconcile")
-    except (NotRunning, OSError, http.client.HTTPException):
-        print("Noted. Nothing runs now; `aegis up` will take it up.")
+    except (NotRunning, OSError, http.client.HTTPException) as exc:
+        if parsed.wait:
+            raise NotRunning("noted, but nothing runs that --wait could follow: `aegis up` will take it up") from exc
+        if parsed.json:
+            print(json.dumps(story.as_json(_record(state, parsed), state.objects())))
+        else:
+            print("Noted. Nothing runs now; `aegis up` will take it up.")
         return OK
-    record = _record(state, parsed)
-    if parsed.wait and record.status.retrain and record.status.retrain.in_flight:
-        return _wait(state, parsed)
+    noticed = time.monotonic() + NOTICED_WITHIN_S  # a reconcile that ran already looks again by itself
+    while token not in (record := _record(state, parsed)).status.tokens and time.monotonic() < noticed:
+        time.sleep(0.1)
     return _report(state, record, parsed)
 
 
@@ -363,7 +385,7 @@ def _name(parsed: argparse.Namespace) -> int:
 
 
 def _config_check(parsed: argparse.Namespace) -> int:
-    config.load(parsed.file)
+    config.load(parsed.file, parsed.state.absolute())
     print(f"{shown(parsed.file)} is good")
     return OK
 

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from aegis.errors import NotFound, Permanent, Temporary
+from aegis.events import parse_time
 from retrain_trigger.sqlite import Document, Objects, Stored
 
 from . import process
@@ -109,7 +110,11 @@ class Runner:
             # The outermost boundary of a run: a fault of ours ends it in sight, or it would come again for ever.
             log.exception("workflow %s can't be run", name)
             doc = end(host, name, "Error", f"the runner failed: {exc!r}")
-        self._sweep(host.runs)
+        try:
+            self._sweep(host.runs)
+            self._forget()
+        except Temporary as exc:
+            log.warning("what is left of old workflows stays for now: %s", exc)
         if self.on_end is not None:
             self.on_end(doc)
 
@@ -145,6 +150,16 @@ class Runner:
         ended.sort(key=lambda run: run.stat().st_mtime)
         for run in ended[: max(0, len(ended) - self.settings.keep_runs)]:
             shutil.rmtree(run, ignore_errors=True)
+
+    def _forget(self) -> None:
+        """Delete the Workflows whose time to live after their end is over, as Argo does."""
+        for row in self.objects.list(KIND):
+            ended = row.doc.get("status", {}).get("finishedAt")
+            lives = (row.doc["spec"].get("ttlStrategy") or {}).get("secondsAfterCompletion")
+            if row.pending or not ended or type(lives) is not int:
+                continue
+            if parse_time(ended) + timedelta(seconds=lives) < self.clock():
+                self.objects.delete(KIND, row.name, row.version)
 
 
 def approve(objects: Objects, workflow: str, *, by: str, now: datetime) -> None:

@@ -25,7 +25,7 @@ import yaml
 
 from aegis.errors import Conflict, Permanent, Temporary
 from aegis.settings import duration
-from retrain_trigger.local import LocalLedger
+from retrain_trigger.local import MODELS, LocalLedger
 from retrain_trigger.sqlite import Objects
 from sign_model import keys
 
@@ -102,13 +102,16 @@ def default_state() -> Path:
 class Stack:
     """Start, watch and end the parts. Use as a context manager."""
 
-    def __init__(self, state: State, config: Config, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, state: State, config: Config, env: Mapping[str, str], stop: threading.Event | None = None
+    ) -> None:
+        """`stop`, when set, ends the start early; leaving the block sets it."""
         self.state = state
         self.config = config
         self._env = env
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._threads: list[threading.Thread] = []
-        self._stop = threading.Event()
+        self._stop = threading.Event() if stop is None else stop
         self._failures: list[str] = []
         self._held = contextlib.ExitStack()
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in config.ports.items()}
@@ -176,7 +179,10 @@ class Stack:
         )
         for name, path in (("trigger", "/health/readiness"), ("receiver", "/health/readiness"), ("mlflow", "/health")):
             self._wait_ready(name, path)
+        if self._stop.is_set():
+            return
         state.addresses.write_text(json.dumps(self.urls))
+        self._wake()  # the ledgers note what ended before the runner may forget it
         self._thread("runner", lambda: self._runner().serve(self._stop))
         self._thread("reconcile", self._reconcile)
 
@@ -201,10 +207,18 @@ class Stack:
             raise Permanent("cannot start", busy, exit_code=NotRunning.exit_code)
 
     def _set_policies(self) -> None:
+        """The file is the only owner here: a model that it no longer names goes back to the defaults."""
         ledger = LocalLedger(self.state.objects(), lambda: secrets.token_hex(16))
-        for given in self.config.models:
-            spec = {key: value for key, value in given.items() if key not in ("environment", "model")}
-            ledger.set_spec(given.get("environment", "default"), given["model"], spec, datetime.now(UTC))
+        identity = ("environment", "model")
+        specs = {
+            (given.get("environment", "default"), given["model"]): {k: v for k, v in given.items() if k not in identity}
+            for given in self.config.models
+        }
+        for stored in self.state.objects().list(MODELS):
+            old = stored.doc["spec"]
+            specs.setdefault((old["environment"], old["model"]), {})
+        for (environment, model), spec in specs.items():
+            ledger.set_spec(environment, model, spec, datetime.now(UTC))
 
     def _mlflow(self) -> None:
         folder = self.state.root / "mlflow"
@@ -246,14 +260,15 @@ class Stack:
 
     def _wait_ready(self, name: str, path: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._stop.is_set():
             if (code := self._children[name].poll()) is not None:
                 raise Temporary(f"{name} ended with code {code}; see {self.state.root / 'logs' / f'{name}.log'}")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if call(self.urls[name], "GET", path, timeout=2)[0] == 200:
                     return
             self._stop.wait(0.1)
-        raise Temporary(f"{name} did not become ready within {READY_WITHIN_S:.0f} s")
+        if not self._stop.is_set():
+            raise Temporary(f"{name} did not become ready within {READY_WITHIN_S:.0f} s")
 
     def _runner(self) -> runner.Runner:
         state = self.state
@@ -263,6 +278,7 @@ class Stack:
             "AEGIS_SIGNING_KEY": state.signing_key.as_uri(),
             "AEGIS_TRUSTED_KEYS": str(state.trusted),
             "AEGIS_SINK": self.urls["trigger"] + "/",
+            "AEGIS_ALLOW_PICKLE": str(self.config.allow_pickle).lower(),
             "MLFLOW_TRACKING_URI": self.urls["mlflow"],
         }
         given = self._env.items()

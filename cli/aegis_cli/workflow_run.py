@@ -34,7 +34,7 @@ ENDED = frozenset({"Succeeded", "Failed", "Error", "Skipped"})
 BAD = frozenset({"Failed", "Error"})
 DEADLINE = "Pod was active on the node longer than the specified deadline"
 SPEC_FIELDS = frozenset({"workflowTemplateRef", "arguments", "entrypoint", "priority", "shutdown", "ttlStrategy"})
-"""What a Workflow may say here (the last is for clusters); its template says the rest."""
+"""What a Workflow may say here; its template says the rest."""
 OUTPUT_LIMIT = 64 * 1024
 """Bytes of an output parameter: it travels in the Workflow's status, 1 MiB in all on a cluster."""
 CONFLICTS = 50

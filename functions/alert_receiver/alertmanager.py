@@ -88,8 +88,8 @@ def read(body: bytes, *, now: datetime) -> Envelope:
         faults["alerts"] = "missing"
     elif not isinstance(alerts, list):
         faults["alerts"] = "must be an array"
-    if truncated is not None and (type(truncated) is not int or truncated < 0):
-        faults["truncatedAlerts"] = "must be a whole number"
+    if truncated is not None and (type(truncated) is not int or not 0 <= truncated < 2**63):
+        faults["truncatedAlerts"] = "must be a whole number of at most 63 bits"
     faults |= {name: "must be text" for name in _TEXTS if not isinstance(payload.get(name) or "", str)}
     faults |= {name: "must be an object" for name in _MAPS if not isinstance(payload.get(name) or {}, dict)}
     if faults or not isinstance(alerts, list):

@@ -309,7 +309,11 @@ class _Reader:
         return tuple(found)
 
     def field(self, value: object, where: str) -> Field:
-        found = self.mapping(value, where, ("labels", "annotations", "default"))
+        """Where a value stands that some alerts lack; nothing can stand in for it."""
+        return self._field(value, where, ("labels", "annotations"))
+
+    def _field(self, value: object, where: str, keys: Sequence[str] = ("labels", "annotations", "default")) -> Field:
+        found = self.mapping(value, where, keys)
         usual: Field = getattr(Config(), where.rpartition(".")[2])
         places = [
             (kind == "annotations", name)
@@ -324,13 +328,13 @@ class _Reader:
 
     def named(self, value: object, where: str) -> Field:
         """A field that ends up in an event's identity: its default must be usable."""
-        found = self.field(value, where)
+        found = self._field(value, where)
         if found.default:
             self.name(found.default, f"{where}.default")
         return found
 
     def translated(self, value: object, where: str) -> Field:
-        found = self.field(value, where)
+        found = self._field(value, where)
         if found.default is not None:
             self.severity(found.default, f"{where}.default")
         return found

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from aegis import settings
 from aegis.errors import USAGE, Permanent
-from aegis.events import EXTENSION, Faults
+from aegis.events import CORE, EXTENSION, OWN, Faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,9 @@ class Binding:
             raise ValueError("must be a JSON object with extensions")  # noqa: TRY004  # bad text, not a bad argument
         if not all(EXTENSION.fullmatch(name) and isinstance(value, str) for name, value in found.items()):
             raise ValueError("extensions need names of lower-case letters and digits, and text values")
+        if taken := sorted(found.keys() & (CORE | OWN)):
+            # They are added after the sealing: the event would be another one than the seal says.
+            raise ValueError(f"may not replace {', '.join(taken)}")
         return found
 
     @property
@@ -84,7 +87,7 @@ class Settings:
     max_in_flight: int = 64
     """Deliveries at once; one more gets a 503 and comes again half a second later. Bounds the memory held."""
     log_level: str = "info"
-    """What is logged: a line for each delivery with a rejected alert, and failures of the sink; debug logs all."""
+    """What is logged: a line for each delivery with a rejected alert, and failures of the sink."""
 
     def __post_init__(self) -> None:
         faults: Faults = {}

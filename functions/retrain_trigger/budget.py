@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 
 from aegis.events import SEVERITIES
 
+from .model import Severity
+
 WINDOW = timedelta(hours=1)
 UNCLAIMED_AFTER = timedelta(minutes=10)
 """A reservation whose claim never came is dropped after this."""
@@ -32,7 +34,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    severity: str
+    severity: Severity
     since: datetime
     refreshed: datetime
 

@@ -20,8 +20,10 @@ from aegis.http import Credential, Function, HttpError, Request, Response, Secre
 from aegis.settings import load
 from aegis.telemetry import Metrics, setup_logging
 
+from .champion import champion_serial
 from .local import LocalBudgets, LocalLedger, LocalWorkflows
 from .policy import Kind
+from .ports import Serials, no_serials
 from .sqlite import Objects
 from .trigger import Answer, Limits, Sources, Trigger
 
@@ -104,27 +106,7 @@ def real_sources() -> Sources:
     )
 
 
-def champion_serial(settings: Settings, env: Mapping[str, str]) -> Callable[[str, str], str | None]:
-    """A reader of the champion's serial in the signed pointer; None where it can't be read or trusted."""
-
-    def serial(environment: str, model: str) -> str | None:
-        if not settings.models_uri or settings.trusted_keys is None:
-            return None
-        from aegis import pointer, signature  # cryptography and bucket clients: only for who waits for a roll-out
-        from aegis.storage import open_store
-
-        try:
-            keys = signature.load_keys(settings.trusted_keys)
-            found = pointer.read(open_store(settings.models_uri, env=env), keys, environment, model)
-        except (Temporary, Permanent) as exc:
-            log.warning("the pointer cannot be read", extra={"model": model, "error": str(exc)})
-            return None
-        return str(found[0].serial) if found else None
-
-    return serial
-
-
-def local_trigger(settings: Settings, pointer: Callable[[str, str], str | None] = lambda _e, _m: None) -> Trigger:
+def local_trigger(settings: Settings, pointer: Serials = no_serials) -> Trigger:
     """The trigger over the one-machine adapters."""
     objects = Objects(settings.ledger)
 
@@ -301,5 +283,6 @@ def from_env(env: Mapping[str, str]) -> Function:
     """Build the function from settings. Raises Permanent that names every fault."""
     settings = load(Settings, env)
     setup_logging(settings.log_level)
-    trigger = local_trigger(settings, champion_serial(settings, env))
+    serial = champion_serial(settings.models_uri, settings.trusted_keys, env)
+    trigger = local_trigger(settings, serial)
     return RetrainTrigger(settings, trigger, real_sources(), local_state(settings)).function

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from aegis.errors import AlreadyExists, Conflict, NotFound
+from aegis.errors import AlreadyExists, Conflict, NotFound, Permanent, Temporary
 from aegis.events import rfc3339
 
 from .budget import Budget
@@ -17,10 +17,10 @@ from .model import (
     RETRAIN_LABEL,
     Record,
     Status,
-    from_doc,
     from_document,
     new_document,
     object_name,
+    parsed,
     to_doc,
 )
 from .sqlite import Objects
@@ -98,7 +98,13 @@ class LocalBudgets:
 
     def read(self) -> tuple[Budget, str]:
         stored = self._objects.get(BUDGET, "budget")
-        return (Budget(), "0") if stored is None else (from_doc(Budget, stored.doc), str(stored.version))
+        if stored is None:
+            return Budget(), "0"
+        try:
+            return parsed(Budget, stored.doc, "budget"), str(stored.version)
+        except Permanent as exc:
+            # No event's fault: until a person mends or deletes it, nothing may count as decided.
+            raise Temporary(f"the budget cannot be read: {exc}") from exc
 
     def write(self, budget: Budget, version: str) -> None:
         if version != "0":

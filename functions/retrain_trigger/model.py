@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from aegis.errors import Permanent, Temporary
-from aegis.events import NAME, parse_time, rfc3339
+from aegis.events import SEVERITIES, parse_time, rfc3339
+from aegis.names import ALIAS, NAME
 from aegis.settings import duration, spell_duration
 
 API_VERSION = "aegis.dev/v1alpha1"
@@ -36,6 +37,8 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
 T = TypeVar("T")
+Severity = Annotated[str, SEVERITIES]
+"""One of these words; a document with another is refused when it is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,8 @@ class Policy:
     gate: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the gate."""
     alias: str | None = None
-    """The MLflow alias that follows the champion. Unset: `champion`, or `champion-<environment>`."""
+    """The MLflow alias that follows the champion, of letters, digits, `_` and `-`. Unset: `champion`, or
+    `champion-<environment>`, with a hash behind it where dots had to go."""
     workflow_template: str = "aegis-retrain"
     """The WorkflowTemplate that a retrain runs."""
 
@@ -81,7 +85,7 @@ class Evidence:
     ends_at: datetime | None = None
     resolve_seen: datetime | None = None
     version: str = "unknown"
-    severity: str = "warning"
+    severity: Severity = "warning"
     dataset_uri: str | None = None
     score: float | None = None
     feature: str | None = None
@@ -99,7 +103,7 @@ class Retrain:
     phase: str
     first_claimed_at: datetime
     claimed_at: datetime
-    severity: str = "warning"
+    severity: Severity = "warning"
     dataset_uri: str | None = None
     versions: tuple[str, ...] = ()
     event_id: str = ""
@@ -237,35 +241,51 @@ def new_document(environment: str, model: str, uid: str, now: datetime) -> dict[
 
 
 def from_document(doc: Mapping[str, Any], version: str) -> Record:
-    """Read a ManagedModel. Raises Permanent for a bad spec, Temporary for a ledger from a newer Aegis."""
-    metadata, spec = doc["metadata"], dict(doc["spec"])
-    raw_status = doc.get("status") or {}
-    if raw_status.get("formatVersion", FORMAT_VERSION) > FORMAT_VERSION:
-        raise Temporary(f"the ledger of {metadata['name']} was written by a newer Aegis; upgrade this one")
+    """Read a ManagedModel. Raises Temporary for a ledger from a newer Aegis, Permanent for a bad spec or a damaged
+    ledger; it names every fault."""
+    parts = {part: doc.get(part) or {} for part in ("metadata", "spec", "status")}
+    faults = {part: "must be a mapping" for part, value in parts.items() if not isinstance(value, Mapping)}
+    if faults:
+        raise Permanent("a ManagedModel is not valid", faults)
+    metadata, spec, raw_status = parts["metadata"], dict(parts["spec"]), parts["status"]
+    name, uid = str(metadata.get("name")), metadata.get("uid")
+    written = raw_status.get("formatVersion")
+    if isinstance(written, int) and written > FORMAT_VERSION:
+        raise Temporary(f"the ledger of {name} was written by a newer Aegis; upgrade this one")
     environment, model = spec.pop("environment", ""), spec.pop("model", "")
     faults = {
-        f"spec.{name}": "must match " + NAME.pattern
-        for name, value in (("environment", environment), ("model", model))
-        if NAME.fullmatch(value) is None
+        f"spec.{field}": "must match " + NAME.pattern
+        for field, value in (("environment", environment), ("model", model))
+        if not isinstance(value, str) or NAME.fullmatch(value) is None
     }
-    if not faults and metadata["name"] != object_name(environment, model):
+    if not faults and name != object_name(environment, model):
         faults["metadata.name"] = f"must be {object_name(environment, model)}"
-    policy = Policy()
+    if not isinstance(uid, str):
+        faults["metadata.uid"] = "must be text"
+    policy, status, request = Policy(), Status(), None
     try:
         policy = policy_from(spec)
     except Permanent as exc:
         faults |= exc.faults
+    try:
+        status = parsed(Status, raw_status, "status")
+    except Permanent as exc:
+        faults |= exc.faults
+    try:
+        request = _request(metadata)
+    except _DAMAGED:
+        faults["metadata"] = "labels and annotations must map names to text"
     if faults:
-        raise Permanent(f"ManagedModel {metadata['name']} is not valid", faults)
+        raise Permanent(f"ManagedModel {name} is not valid", faults)
     return Record(
-        name=metadata["name"],
-        uid=metadata["uid"],
+        name=name,
+        uid=str(uid),
         version=version,
         environment=environment,
         model=model,
         policy=policy,
-        status=from_doc(Status, raw_status),
-        request=_request(metadata),
+        status=status,
+        request=request,
     )
 
 
@@ -292,11 +312,13 @@ def policy_from(spec: Mapping[str, Any]) -> Policy:
         plain = str if wanted == str | None else Mapping if typing.get_origin(wanted) else wanted
         if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
             faults[where] = f"must be {_SPELLED[plain]}"
-        elif isinstance(value, str) and not (value.isascii() and value.isprintable() and "{{" not in value):
-            faults[where] = "must be printable ASCII without {{"  # it travels as a Workflow's parameter
+        elif isinstance(value, str) and not travels(value):
+            faults[where] = "must be printable ASCII without {{ and }}"
         else:
             taken[known[name].name] = value
     policy = Policy(**taken)
+    if policy.alias and not ALIAS.fullmatch(policy.alias):
+        faults["spec.alias"] = "must match " + ALIAS.pattern
     for name, low, high in (
         ("cooldown", timedelta(minutes=1), timedelta(days=30)),
         ("quiet_period", timedelta(minutes=10), timedelta(days=90)),
@@ -312,7 +334,15 @@ def policy_from(spec: Mapping[str, Any]) -> Policy:
     return policy
 
 
-_SPELLED: dict[Any, str] = {bool: "true or false", int: "a whole number", str: "text", Mapping: "a mapping"}
+_SPELLED: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Mapping: "a mapping", list: "a list",
+}  # fmt: skip
+
+
+def travels(text: str) -> bool:
+    """Whether a text may be a Workflow's parameter: Argo substitutes templates inside values, in whatever step they
+    arrive, and fails the Workflow at control characters."""
+    return "{{" not in text and "}}" not in text and text.isascii() and text.isprintable()
 
 
 def _request(metadata: Mapping[str, Any]) -> Request | None:
@@ -338,8 +368,34 @@ def to_doc(value: Any) -> Any:
 
 
 def from_doc(cls: type[T], doc: Mapping[str, Any]) -> T:
-    """Read what `to_doc` wrote; unknown fields are left out."""
+    """Read what `to_doc` wrote; unknown fields are left out. Raises one of `_DAMAGED` for anything else."""
     return cls(**{name: read(doc[key]) for name, key, read in _readers(cast(Any, cls)) if doc.get(key) is not None})
+
+
+def parsed(cls: type[T], doc: Mapping[str, Any], where: str) -> T:
+    """As `from_doc`. Raises Permanent that names every damaged field, below `where`."""
+    try:
+        return from_doc(cls, doc)
+    except _DAMAGED as exc:
+        raise Permanent("the document is damaged", _damage(cls, doc, where) or {where: _said(exc)}) from exc
+
+
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError)
+
+
+def _damage(cls: type[Any], doc: Mapping[str, Any], where: str) -> dict[str, str]:
+    found = {}
+    for _, key, read in _readers(cast(Any, cls)):
+        try:
+            if doc.get(key) is not None:
+                read(doc[key])
+        except _DAMAGED as exc:
+            found[f"{where}.{key}"] = _said(exc)
+    return found
+
+
+def _said(exc: Exception) -> str:
+    return f"is damaged: {exc}"[:200]
 
 
 @cache
@@ -349,31 +405,71 @@ def _names(cls: Any) -> tuple[str, ...]:
 
 @cache
 def _readers(cls: Any) -> tuple[tuple[str, str, Any], ...]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return tuple((name, camel(name), _reader(hints[name])) for name in _names(cls))
 
 
 def _reader(kind: Any) -> Any:
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _reader(next(arg for arg in inner if arg is not type(None)))
+    if origin is Annotated:
+        return _one_of(inner[1])
     if kind is datetime:
         return parse_time
-    if typing.get_origin(kind) is tuple:
-        inner = _reader(typing.get_args(kind)[0])
-        return lambda items: tuple(inner(item) for item in items)
-    if typing.get_origin(kind) is not None:  # Mapping[str, X]
-        inner = _reader(typing.get_args(kind)[1])
-        return lambda items: {name: inner(item) for name, item in items.items()}
+    if origin is tuple:
+        return _sequence(_reader(inner[0]))
+    if origin is not None:  # Mapping[str, X]
+        return _mapping(_reader(inner[1]))
     if dataclasses.is_dataclass(kind):
         return lambda item: from_doc(kind, item)  # type: ignore[arg-type]  # a class, as is_dataclass just saw
-    return _same
+    return _same if kind is Any else _exactly(kind)
 
 
 def _same(value: Any) -> Any:
     return value
 
 
+def _exactly(kind: type) -> Any:
+    kinds = (int, float) if kind is float else (kind,)  # the API server writes 1.0 as 1
+
+    def read(value: Any) -> Any:
+        if type(value) not in kinds:  # not isinstance: true is no number
+            raise ValueError(f"must be {_SPELLED[kind]}")
+        return value
+
+    return read
+
+
+def _one_of(words: tuple[str, ...]) -> Any:
+    def read(value: Any) -> Any:
+        if value not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return value
+
+    return read
+
+
+def _sequence(inner: Any) -> Any:
+    def read(items: Any) -> Any:
+        if not isinstance(items, list):
+            raise TypeError(f"must be {_SPELLED[list]}")
+        return tuple([inner(item) for item in items])
+
+    return read
+
+
+def _mapping(inner: Any) -> Any:
+    def read(items: Any) -> Any:
+        if not isinstance(items, Mapping):
+            raise TypeError(f"must be {_SPELLED[Mapping]}")
+        return {name: inner(item) for name, item in items.items()}
+
+    return read
+
+
 @cache
 def camel(name: str) -> str:
+    """The name of a field in documents: `evidence_ttl` is `evidenceTTL`."""
     head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
+    return head + "".join("TTL" if part == "ttl" else part.capitalize() for part in rest)

@@ -6,7 +6,7 @@ fires is derived from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -45,6 +45,7 @@ FAILURES_TO_ASK = 5
 MAX_TEXT = 200
 """Characters kept of text that others choose: the ledger's size is bounded."""
 NO_LABELS = "NoLabels"
+NOT_ALLOWED = "LocationNotAllowed"
 
 
 class Kind(StrEnum):
@@ -77,6 +78,7 @@ SPELLED = {
     "NoNewEvidence": "every firing alert was last seen before the end of the last retrain",
     "WaitingForRollout": "a better model was promoted, but the versions that drift still serve",
     "AttemptsSpent": "the attempts are spent; a person is needed",
+    NOT_ALLOWED: "its data would be read from a place that no dataset prefix allows",
     "BudgetSpent": "the budget of submissions is spent",
     "BudgetContention": "the budget is being written by others",
     "Ready": "a retrain is due, but a resolve never submits; the next firing alert or reconcile does",
@@ -230,12 +232,16 @@ def decide(
         request = None
     reason = hold_reason(policy, status, now, requested=request is not None)
     if reason is not None:
-        tell = request is not None or (event is not None and event.firing)
+        tell = _tells(status, event, request, reason)
         return _hold(policy, before, status, reason, now, tell=tell)
     if event is not None and not event.firing:
         return Decision(Kind.HOLD, "Ready", SPELLED["Ready"], status, _worth_writing(policy, before, status, now))
     unclaimed = status
     retrain = _claimed(record, status, request, claim, now)
+    wrong = _locations_fault(policy, retrain, prefixes)
+    if wrong:
+        tell = _tells(status, event, request, NOT_ALLOWED)
+        return _hold(policy, before, status, NOT_ALLOWED, now, tell=tell, detail=wrong)
     if request:
         status = _consume(replace(status, attempts=0, failures=0), request)
     waits = {} if request else {name: since for name, since in status.waits.items() if name == NO_LABELS}
@@ -313,10 +319,30 @@ def faults(policy: Policy, event: DriftEvent, prefixes: Sequence[str]) -> dict[s
     return {} if fault is None else {"dataset_uri": fault}
 
 
-def _hold(policy: Policy, before: Status, status: Status, reason: str, now: datetime, *, tell: bool) -> Decision:
+def _locations_fault(policy: Policy, retrain: Retrain, prefixes: Sequence[str]) -> str:
+    """What is wrong with the locations that a retrain would read, or "".
+
+    An event's own was checked when it came. But the owner may have written one since, or the operator have narrowed
+    the prefixes; the step that reads would refuse it, at the price of an attempt.
+    """
+    found = {"dataset": retrain.dataset_uri, "spec.evaluationUri": policy.evaluation_uri}
+    faults = {f"{name} {uri}": datasets.fault(uri, prefixes) for name, uri in found.items() if uri}
+    return "; ".join(f"{what} {fault}" for what, fault in faults.items() if fault)
+
+
+def _tells(status: Status, event: DriftEvent | None, request: Request | None, reason: str) -> bool:
+    """Whether a hold belongs into the story: one of a firing alert does, a waiting request's only when it is new."""
+    if event is not None and event.firing:
+        return True
+    return request is not None and not any((row.kind, row.reason) == ("Hold", reason) for row in _repeats(status))
+
+
+def _hold(
+    policy: Policy, before: Status, status: Status, reason: str, now: datetime, *, tell: bool, detail: str = ""
+) -> Decision:
     if reason in ("WaitingForRollout", "BudgetSpent"):
         status = replace(status, waits={reason: now} | dict(status.waits))
-    message = explain(policy, status, reason)
+    message = explain(policy, status, reason) + (detail and f": {detail}")
     told = _row(status, "Hold", reason, message, now) if tell else status
     told = _conditions(policy, told, reason, now)
     write = _worth_writing(policy, before, told, now)
@@ -481,13 +507,18 @@ def _without(waits: Mapping[str, datetime], *names: str) -> dict[str, datetime]:
 
 def _row(status: Status, kind: str, reason: str, message: str, now: datetime, workflow: str | None = None) -> Status:
     # Repeats are counted in one row until something else happens, or two alerts in turn would push out the story.
-    repeats = takewhile(lambda row: row.kind in REPEATED, reversed(status.history))
+    repeats = _repeats(status)
     same = next((row for row in repeats if kind in REPEATED and (row.kind, row.reason) == (kind, reason)), None)
     if same:
         again = replace(same, last=now, count=same.count + 1, message=message[:500])
         return replace(status, history=tuple(again if row is same else row for row in status.history))
     new = Row(kind=kind, reason=reason, message=message[:500], first=now, last=now, workflow=workflow)
     return replace(status, history=(*status.history, new)[-MAX_HISTORY:])
+
+
+def _repeats(status: Status) -> Iterable[Row]:
+    """The rows that may still count repeats: those since something else happened, newest first."""
+    return takewhile(lambda row: row.kind in REPEATED, reversed(status.history))
 
 
 def needs_human(policy: Policy, status: Status, reason: str, now: datetime) -> tuple[str, str] | None:
@@ -498,6 +529,8 @@ def needs_human(policy: Policy, status: Status, reason: str, now: datetime) -> t
         return "RetrainsFail", f"{status.failures} retrains in a row failed, were lost or cancelled"
     if NO_LABELS in status.waits:
         return NO_LABELS, "the new data has no labels; label it, or set spec.datasetUri"
+    if reason == NOT_ALLOWED:
+        return NOT_ALLOWED, f"{SPELLED[NOT_ALLOWED]}; change spec.datasetUri, spec.evaluationUri or the prefixes"
     if status.attempts >= policy.max_attempts and (outcome != Outcome.PROMOTED or reason == "AttemptsSpent"):
         return "AttemptsSpent", f"{status.attempts} retrains did not end the drift"
     for wait, current in (

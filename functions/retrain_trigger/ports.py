@@ -1,13 +1,24 @@
-"""What the trigger needs of the world: a ledger, a budget and Workflows. Every adapter passes one contract suite."""
+"""What the trigger needs of the world: a ledger, a budget and Workflows. Every adapter passes one contract suite.
+
+And, where it may read them, the serials of champions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Protocol
 
 from .budget import Budget
 from .model import Record, Status
+
+Serials = Callable[[str, str], str | None]
+"""environment, model → the champion's serial in the signed pointer, or None where it cannot be had."""
+
+
+def no_serials(_environment: str, _model: str) -> str | None:
+    """What a process that may not read pointers knows."""
+    return None
 
 
 class Ledger(Protocol):

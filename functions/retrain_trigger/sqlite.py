@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from aegis.errors import AlreadyExists, Conflict, Temporary
+from aegis.errors import AlreadyExists, Conflict, Permanent, Temporary
 
 Document = dict[str, Any]
 
@@ -48,7 +48,7 @@ class Objects:
     def get(self, kind: str, name: str) -> Stored | None:
         """Return the object, or None."""
         row = self._run("SELECT version, doc, pending FROM objects WHERE kind = ? AND name = ?", kind, name).fetchone()
-        return None if row is None else Stored(name, row[0], json.loads(row[1]), bool(row[2]))
+        return None if row is None else Stored(name, row[0], _load(kind, name, row[1]), bool(row[2]))
 
     def names(self, kind: str, *, pending_only: bool = False) -> list[str]:
         """Return the names of all objects of a kind, or only of those with work pending."""
@@ -59,7 +59,7 @@ class Objects:
         """Return all objects of a kind in name order, or only those with work pending."""
         where = " AND pending = 1" if pending_only else ""
         rows = self._run(f"SELECT name, version, doc, pending FROM objects WHERE kind = ?{where} ORDER BY name", kind)  # noqa: S608  # a constant
-        return [Stored(name, version, json.loads(doc), bool(flag)) for name, version, doc, flag in rows]
+        return [Stored(name, version, _load(kind, name, doc), bool(flag)) for name, version, doc, flag in rows]
 
     def create(self, kind: str, name: str, doc: Document, *, pending: bool = False) -> Stored:
         """Store a new object at version 1. Raises AlreadyExists."""
@@ -79,6 +79,10 @@ class Objects:
         if done.rowcount != 1:
             raise Conflict(f"{kind} {name} was changed by somebody else")
         return Stored(name, version + 1, doc, pending)
+
+    def delete(self, kind: str, name: str, version: int) -> None:
+        """Delete an object if it still has `version`; else leave it."""
+        self._run("DELETE FROM objects WHERE kind = ? AND name = ? AND version = ?", kind, name, version)
 
     def _run(self, statement: str, *values: object) -> sqlite3.Cursor:
         try:
@@ -113,6 +117,14 @@ def _prepare(connection: sqlite3.Connection, until: float) -> None:
             sleep(0.01)
         else:
             return
+
+
+def _load(kind: str, name: str, text: str) -> Document:
+    try:
+        doc: Document = json.loads(text)
+    except ValueError as exc:
+        raise Permanent(f"{kind} {name} is damaged: it holds no JSON") from exc
+    return doc
 
 
 def _dump(doc: Document) -> str:

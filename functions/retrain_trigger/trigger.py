@@ -19,7 +19,7 @@ from . import policy as rules
 from . import workflow as workflows
 from .model import Policy, Record, Retrain, Status, object_name
 from .policy import Decision, Finish, Kind, Outcome
-from .ports import Budgets, Ledger, Workflows
+from .ports import Budgets, Ledger, Serials, Workflows, no_serials
 
 log = logging.getLogger("aegis.trigger")
 
@@ -59,7 +59,10 @@ class Sources:
 
 
 class Trigger:
-    """The decider of any number of models over the three ports. Holds no state of its own."""
+    """The decider of any number of models over the three ports.
+
+    What it knows by itself is only whom it looked at last, so that reconcile is fair; losing that costs nothing.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class Trigger:
         argo: Workflows,
         limits: Limits,
         sources: Sources,
-        pointer: Callable[[str, str], str | None] = lambda _environment, _model: None,
+        pointer: Serials = no_serials,
     ) -> None:
         """`pointer(environment, model)` reads the champion's serial where this process may, else None."""
         self._ledger = ledger
@@ -77,6 +80,8 @@ class Trigger:
         self._limits = limits
         self._sources = sources
         self._pointer = pointer
+        self._round = 0
+        self._looked: dict[str, int] = {}
 
     def event(self, event: DriftEvent) -> Answer:
         """Decide about one drift event. Raises Temporary when it must be delivered again."""
@@ -95,25 +100,34 @@ class Trigger:
         return answer
 
     def reconcile(self, *, until: Callable[[], bool] = lambda: False) -> dict[str, int]:
-        """Do what is due for every pending model, the most severe first. Returns counts by result.
+        """Do what is due for every pending model. Returns counts by result.
 
-        `until` says when the slice of time is used up; what is left is done in the next one.
+        `until` says when the slice of time is used up; who is left comes first in the next one.
         """
         counts: dict[str, int] = {}
+        self._round += 1
         for name in self._in_order():
             if until():
                 counts["left"] = counts.get("left", 0) + 1
                 continue
-            try:
-                result = self._reconcile(name)
-            except Temporary as exc:
-                log.warning("reconcile will try again", extra={"managed_model": name, "error": str(exc)})
-                result = "again"
-            except Permanent as exc:
-                log.error("reconcile cannot go on", extra={"managed_model": name, "error": str(exc)})
-                result = "invalid"
+            self._looked[name] = self._round
+            result = self._safely(name)
             counts[result] = counts.get(result, 0) + 1
         return counts
+
+    def _safely(self, name: str) -> str:
+        """Reconcile one model. Whatever is wrong with it must not keep the others waiting."""
+        try:
+            return self._reconcile(name)
+        except Temporary as exc:
+            log.warning("reconcile will try again", extra={"managed_model": name, "error": str(exc)})
+            return "again"
+        except Permanent as exc:
+            log.error("reconcile cannot go on", extra={"managed_model": name, "error": str(exc)})
+            return "invalid"
+        except Exception:  # the outermost boundary of one model's work: an unknown fault must be seen
+            log.exception("reconcile failed unexpectedly", extra={"managed_model": name})
+            return "failed"
 
     # --- deciding ---
 
@@ -266,10 +280,13 @@ class Trigger:
     # --- reconciling ---
 
     def _in_order(self) -> list[str]:
-        """Pending models, those that wait for budget first by severity and age."""
+        """Pending models: who was not looked at for the most rounds first. Among equals, which are all when no slice
+        was too short, those that wait for budget come first, by severity and age."""
         waiting, _ = self._budget.read()
         rank = {name: place for place, name in enumerate(budgets.in_order(waiting))}
-        return sorted(self._ledger.pending(), key=lambda name: (rank.get(name, len(rank)), name))
+        pending = list(self._ledger.pending())
+        self._looked = {name: self._looked.get(name, 0) for name in pending}
+        return sorted(pending, key=lambda name: (self._looked[name], rank.get(name, len(rank)), name))
 
     def _reconcile(self, name: str) -> str:
         record = self._ledger.read(name)

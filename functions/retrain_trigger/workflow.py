@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aegis.errors import BAD_DATA, TRAINER_FAILED, USAGE, Permanent
-from aegis.events import NAME, SEVERITIES, canonical_json, parse_time, rfc3339
+from aegis.events import SEVERITIES, canonical_json, parse_time, rfc3339
+from aegis.names import NAME, alias_of
 
-from .model import Record, Retrain
+from .model import Record, Retrain, travels
 from .policy import Finish, Outcome
 
 CLAIM = "aegis.dev/claim"
@@ -24,9 +25,13 @@ MAX_OUTPUT = 1000
 """Characters kept of an output parameter."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-_EXIT_CODE = re.compile(r"\(exit code (\d{1,3})\)")
+_EXIT_CODE = re.compile(r"\(exit code (\d{1,3})\)", re.ASCII)
 """An init container's exit code stands only in its pod's message."""
+_CODE = re.compile(r"\d{1,3}", re.ASCII)
 _REASON = re.compile(r"\bBadData:(\w{1,40})")
+_DEADLINE = "Step exceeded its deadline"
+"""What Argo and `aegis up` write on a node that still waited when activeDeadlineSeconds of the Workflow was over. An
+answer by a person and a shutdown leave other messages."""
 _TERMINAL = ("Succeeded", "Failed", "Error")
 
 
@@ -55,10 +60,8 @@ def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: s
     settings = {
         "trainer": dict(policy.trainer),
         "gate": dict(policy.gate),
-        "alias": policy.alias or ("champion" if record.environment == "default" else f"champion-{record.environment}"),
+        "alias": alias_of(record.environment, policy.alias),
         "seed": retrain.sequence,
-        "attempt": record.status.attempts + 1,
-        "max_attempts": policy.max_attempts,
     }
     parameters = {
         "model": record.model,
@@ -71,7 +74,9 @@ def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: s
         "approval": str(policy.approval).lower(),
         "last-inputs": retrain.inputs or "",
     }
-    unsafe = {name: "holds a template or a control character" for name, value in parameters.items() if not _safe(value)}
+    unsafe = {
+        name: "must be printable ASCII without {{ and }}" for name, value in parameters.items() if not travels(value)
+    }
     unsafe |= {
         n: "is not a name" for n in ("model", "environment", "model-version") if not NAME.fullmatch(parameters[n])
     }
@@ -110,10 +115,6 @@ def model_label(name: str) -> str:
 
 def _packed(value: Mapping[str, Any]) -> str:
     return base64.b64encode(canonical_json(value)).decode()
-
-
-def _safe(value: str) -> bool:
-    return "{{" not in value and "}}" not in value and value.isascii() and (value.isprintable() or not value)
 
 
 def carries(workflow: Mapping[str, Any], claim: str) -> bool:
@@ -187,9 +188,16 @@ def _outcome(
     status = workflow.get("status") or {}
     nodes = [node for node in (status.get("nodes") or {}).values() if node.get("phase") in ("Failed", "Error")]
     refused = [node for node in nodes if node.get("type") == "Suspend"]
-    if refused or (workflow.get("spec") or {}).get("shutdown"):
-        why = refused[0].get("message") if refused else None
-        return Outcome.CANCELLED, None, str(why or "stopped by a person")[:1000]
+    answer = str(refused[0].get("message") or "") if refused else ""
+    if (workflow.get("spec") or {}).get("shutdown") or (refused and answer != _DEADLINE):
+        return Outcome.CANCELLED, None, (answer or "stopped by a person")[:1000]
+    if refused:
+        # Nobody said no: the challenger went stale while it waited, which DESIGN's table calls Failed. Not Cancelled,
+        # which names a person who did nothing; not Rejected, for the model was good enough, and the next attempt
+        # would be refused unread because its inputs are the same. If the model still fires it trains again, on data
+        # of today: as often as the deadline allows, which is once a week. NeedsHuman shows after a day of each wait,
+        # and after five in a row until one ends otherwise.
+        return Outcome.FAILED, "ApprovalTimedOut", "nobody approved the model before the Workflow's deadline"
     code, message = _failure(nodes)
     if code == BAD_DATA and said != Outcome.BAD_DATA and (found := _REASON.search(message)):
         reason = found[1]  # an init container reports nothing but the end of its log
@@ -204,11 +212,18 @@ def _outcome(
 
 
 def _failure(nodes: Sequence[Mapping[str, Any]]) -> tuple[int | None, str]:
-    """Exit code and message of the failed container that tells most: the last one, the notifying onExit step aside."""
+    """Exit code and message of the failed container that tells most: the last one, the notifying onExit step aside.
+
+    One that has no exit code (deleted, past its deadline) tells less than any that has.
+    """
     found: tuple[int | None, str] = None, ""
     for node in sorted(nodes, key=lambda node: str(node.get("finishedAt") or "")):
         message = str(node.get("message") or "")
         spelled = (node.get("outputs") or {}).get("exitCode") or ((e := _EXIT_CODE.search(message)) and e[1])
-        if spelled and str(spelled).isdigit() and node.get("templateName") not in ("finished", "notify"):
-            found = int(spelled), message
+        if node.get("templateName") in ("finished", "notify"):
+            continue
+        if _CODE.fullmatch(str(spelled)):
+            found = int(str(spelled)), message
+        elif found[0] is None and node.get("type") == "Pod":
+            found = None, message
     return found

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,9 @@ from cloudevents.exceptions import GenericException
 from cloudevents.http import CloudEvent as SdkEvent
 
 from aegis.errors import Permanent
+from aegis.names import NAME as NAME
+from aegis.strict import MAX_DEPTH as MAX_DEPTH
+from aegis.strict import strict_json as strict_json
 
 DETECTED = "dev.aegis.drift.detected.v1"
 RESOLVED = "dev.aegis.drift.resolved.v1"
@@ -32,8 +35,6 @@ DECIDED = "dev.aegis.retrain.decided.v1"
 SUBMITTED = "dev.aegis.retrain.submitted.v1"
 FINISHED = "dev.aegis.retrain.finished.v1"
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-"""What a model, an environment or a version may be called."""
 UNKNOWN_VERSION = "unknown"
 SEVERITIES = ("info", "warning", "critical")
 """In rising order. The alert mapping translates what people write into one of these."""
@@ -42,14 +43,13 @@ CORE = frozenset(
     ["type", "source", "id", "subject", "time", "specversion", "datacontenttype", "dataschema", "data", "data_base64"]
 )
 """Attributes that the specification names, and the data; all else are extensions."""
+OWN = frozenset(["severity", "traceparent", "seal"])
+"""Extensions of a drift event."""
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,12}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 EXTENSION = re.compile(r"[a-z0-9]{1,20}")
-_HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _PLAIN_HEADER = re.compile(r"[!#$&-~]*")  # printable ASCII without space, quote and percent
 _HEADER_SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
-MAX_DEPTH = 64
-"""Levels of JSON. Nothing of ours has more than six; the parser's own bound depends on the stack it runs on."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Faults = dict[str, str]
@@ -143,70 +143,6 @@ def canonical_json(value: Any) -> bytes:
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def strict_json(body: bytes) -> Any:
-    """Parse JSON without the laxities of most parsers: no duplicate keys, NaN, BOM, bad UTF-8, half surrogate
-    pairs or deep nesting, so that canonical_json can always spell the result.
-
-    Raises ValueError with the cause.
-    """
-    if body.startswith(b"\xef\xbb\xbf"):
-        raise ValueError("starts with a byte order mark")
-    try:
-        value = _STRICT.decode(body.decode("utf-8"))
-        _check_depth(value, body)
-        if _HALF_A_PAIR.search(body) is not None:
-            canonical_json(value)
-        return value
-    except UnicodeEncodeError as exc:
-        raise ValueError("has half of a surrogate pair") from exc
-    except UnicodeDecodeError as exc:
-        raise ValueError("is not UTF-8") from exc
-    except json.JSONDecodeError as exc:
-        raise ValueError(f"is not JSON ({exc.msg} at character {exc.pos})") from exc
-    except RecursionError as exc:
-        raise ValueError("is nested too deeply") from exc
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("has a duplicate key")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"has {name}, which JSON does not know")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("has a number out of range")
-    return value
-
-
-def _check_depth(value: Any, body: bytes) -> None:
-    brackets = body.translate(None, _NO_BRACKETS)
-    for _ in range(MAX_DEPTH):  # each round takes the innermost level off
-        if not brackets:
-            return
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    level = [value]  # text with brackets in it leaves some over: look at the value itself
-    for _ in range(MAX_DEPTH + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inner(outer)]
-        if not level:
-            return
-    raise ValueError("is nested too deeply")
-
-
-def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
-
-
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-
-
 # --- CloudEvents over HTTP ---------------------------------------------------------------------------------------
 
 
@@ -235,6 +171,11 @@ def encode(event: CloudEvent, *, structured: bool = False) -> tuple[dict[str, st
     return headers, event.data
 
 
+_STRUCTURED = ("application/cloudevents+json", "application/json", "")
+"""Content types of an event that is all body. Not text/plain and its like, which any web page may send anywhere; none
+at all, because brokers forward an event so that came without datacontenttype."""
+
+
 def decode(headers: Mapping[str, str], body: bytes) -> CloudEvent:
     """Read one event in binary or structured mode. `headers` are lower-case. Raises Malformed, naming every fault."""
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -248,6 +189,8 @@ def decode(headers: Mapping[str, str], body: bytes) -> CloudEvent:
             raise Malformed("a ce-* header is not UTF-8, percent-encoded") from exc
         attributes: Mapping[str, Any] = {k[3:]: v for k, v in ce.items()}
         ce["content-type"] = media or "application/json"
+    elif media not in _STRUCTURED:
+        raise Malformed("not a CloudEvent: no ce-* headers, and the content type is not application/cloudevents+json")
     else:
         try:
             parsed = strict_json(body)
@@ -437,6 +380,8 @@ def from_cloudevent(event: CloudEvent) -> DriftEvent:
     score = data.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float | None):
         faults["score"] = "must be a number"
+    elif isinstance(score, int) and abs(score) > sys.float_info.max:  # a whole number in JSON has no end
+        faults["score"] = "out of range"
     labels = data.get("labels") or {}
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
         faults["labels"] = "must map names to text"

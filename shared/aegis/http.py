@@ -14,6 +14,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ DRAIN_LIMIT = 64 * 1024 * 1024
 SECRET_CHECK_S = 1.0
 """How often a secret's file is looked at for a change: a rotated secret is in use a second later."""
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "k-proxy-request")
+_BY_A_PAGE = ("origin", "sec-fetch-")
+"""Beginnings of the headers that a browser adds to what a page sends, and that no page can take away."""
 
 
 class HttpError(Exception):
@@ -78,13 +81,18 @@ class Request:
 
     @property
     def loopback(self) -> bool:
-        """Whether the caller is on this machine. Not if a proxy says that it forwards: then nobody knows."""
+        """Whether a program on this machine calls.
+
+        Not if a proxy says that it forwards: then nobody knows. Nor a web page in this machine's browser, which may
+        be anybody's: it is known by its headers or, where it got here by a name of its own that now leads to
+        loopback, by the Host. (HTTP/1.0 need not name a host; every browser does.)
+        """
         if any(name in self.headers for name in _FORWARDED):
             return False
-        try:
-            return ipaddress.ip_address(self.peer).is_loopback
-        except ValueError:
+        if any(name.startswith(_BY_A_PAGE) for name in self.headers):
             return False
+        host = self.headers.get("host")
+        return _is_loopback(self.peer) and (host is None or _names_loopback(host))
 
     async def read(self, limit: int, *, within_s: float) -> bytes:
         """Return the body. Raises HttpError: 413 over `limit` bytes (after draining it), 408-like stalls as 503."""
@@ -106,6 +114,21 @@ class Request:
             raise HttpError(413, f"the body is larger than {limit} bytes")
         return b"".join(parts)
 
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header is localhost or an address of loopback, with or without a port."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return found is not None and (found["name"] == "localhost" or _is_loopback(found["name"] or found["six"]))
+
+
+_HOST = re.compile(r"(?:(?P<name>[a-z0-9.]+)|\[(?P<six>[0-9a-f:.]+)\])(?::[0-9]{1,5})?", re.ASCII)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -136,10 +159,9 @@ class Function:
     async def handle(self, request: Request) -> Response:
         """Answer one request; never raises."""
         started = monotonic()
-        path = request.path if request.path in self._routes or request.path.startswith("/health/") else "other"
         response = await self._answer(request)
-        if path in self._routes:
-            self._metrics.request(path, response.status, monotonic() - started)
+        if request.path in self._routes:
+            self._metrics.request(request.path, response.status, monotonic() - started)
         return response
 
     async def _answer(self, request: Request) -> Response:

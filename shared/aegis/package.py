@@ -8,7 +8,6 @@ what is signed is believed; result.json and signer.pub are for people and must a
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from aegis import manifest, signature
 from aegis.errors import NotFound
+from aegis.names import SHA256
 from aegis.signature import IN_TOTO, MAX_BUNDLE, Keys, Signer, Untrusted
 from aegis.storage import Store
 
@@ -29,7 +29,6 @@ MAX_TAR = 64 << 30
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _MODEL_PREDICATE = "https://model_signing/signature/v1.0"
 _SLSA = "https://slsa.dev/provenance/v1"
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +260,9 @@ def _read_model_statement(statement: dict[str, Any]) -> tuple[str, str, tuple[tu
         pairs = [(item["name"], item["digest"]) for item in statement["predicate"]["resources"]]
     except (KeyError, TypeError, ValueError) as error:
         raise Untrusted("not a statement about one model") from error
-    if not all(isinstance(path, str) and isinstance(digest, str) and _HEX.fullmatch(digest) for path, digest in pairs):
+    if not all(
+        isinstance(path, str) and isinstance(digest, str) and SHA256.fullmatch(digest) for path, digest in pairs
+    ):
         raise Untrusted("not a list of files and sha256 digests")
     if faults := manifest.list_faults([path for path, _ in pairs]):
         raise Untrusted("an unsafe list of files", faults)

@@ -6,12 +6,12 @@ grows, so a reader can refuse an older one. Nothing here registers, trains or se
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from aegis import package, signature
 from aegis.errors import NotFound, Temporary
+from aegis.names import SHA256
 from aegis.package import Package
 from aegis.signature import Keys, Signer, Untrusted
 from aegis.storage import Store
@@ -63,7 +63,7 @@ def unseal(data: bytes, keys: Keys) -> Pointer:
     if document.keys() != wanted.keys() or any(type(document[name]) is not kind for name, kind in wanted.items()):
         raise Untrusted("not a pointer")
     pointer = Pointer(**document)
-    if pointer.serial < 1 or not re.fullmatch(r"[0-9a-f]{64}", pointer.tar_sha256):
+    if pointer.serial < 1 or not SHA256.fullmatch(pointer.tar_sha256):
         raise Untrusted("not a pointer")
     return pointer
 

@@ -89,11 +89,11 @@ def _convert(kind: Any, text: str) -> Any:
         return duration(text)
     if kind is Path:
         return Path(text)
-    if kind in (int, float):
+    if kind is int:
         try:
-            return kind(text)
+            return int(text)
         except ValueError as exc:
-            raise ValueError(f"must be a number, not {text[:40]!r}") from exc
+            raise ValueError(f"must be a whole number, not {text[:40]!r}") from exc
     return text
 
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from aegis.errors import USAGE, VERIFICATION_FAILED, Permanent
+from aegis.strict import strict_json
 
 IN_TOTO = "application/vnd.in-toto+json"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -70,17 +71,17 @@ def trust(pems: Iterable[bytes]) -> Keys:
     return {hint(key): key for key in map(parse_public, pems)}
 
 
-def load_keys(directory: Path) -> Keys:
-    """Trusted keys: every *.pub (PEM, P-256) of a directory. `Permanent` (64) if one is bad or none there."""
+def load_keys(path: Path) -> Keys:
+    """Trusted keys (PEM, P-256): one file, or every *.pub of a folder. `Permanent` (64) if one is bad or none there."""
     keys: dict[str, ec.EllipticCurvePublicKey] = {}
     faults: dict[str, str] = {}
-    for path in sorted(directory.glob("*.pub")):
+    for file in [path] if path.is_file() else sorted(path.glob("*.pub")):
         try:
-            keys.update(trust([path.read_bytes()]))
+            keys.update(trust([file.read_bytes()]))
         except (OSError, ValueError) as error:
-            faults[path.name] = str(error)
+            faults[file.name] = str(error)
     if not keys and not faults:
-        faults[str(directory)] = "no *.pub file: without a trusted key nothing can be verified"
+        faults[str(path)] = "no *.pub file: without a trusted key nothing can be verified"
     if faults:
         raise Permanent("trusted keys", faults, exit_code=USAGE)
     return keys
@@ -137,12 +138,12 @@ def verify_file(bundle: bytes, keys: Keys) -> tuple[str, str]:
 
 
 def parse_json(data: bytes, limit: int) -> dict[str, Any]:
-    """A JSON object of at most `limit` bytes; no key twice, no NaN. `Untrusted` otherwise."""
+    """A JSON object of at most `limit` bytes, strictly read. `Untrusted` otherwise."""
     if len(data) > limit:
         raise Untrusted(f"more than {limit} bytes")
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        document = strict_json(data)
+    except ValueError as error:
         raise Untrusted("not the JSON that is wanted here") from error
     if not isinstance(document, dict):
         raise Untrusted("not a JSON object")
@@ -201,14 +202,3 @@ def _bytes(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Untrusted("not base64") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key twice")
-    return document
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")

@@ -66,8 +66,8 @@ class Location:
 class Store(Protocol):
     """What every store can do. Paths are relative; a path that is not plain is Permanent."""
 
-    def list(self, prefix: str = "") -> list[Entry]:
-        """All objects below the folder `prefix`, sorted by path; more than MAX_ENTRIES is Permanent."""
+    def list(self) -> list[Entry]:
+        """All objects, sorted by path; more than MAX_ENTRIES is Permanent."""
 
     def head(self, path: str) -> Entry | None:
         """The object's entry, or None where there is none."""
@@ -149,10 +149,9 @@ class FileStore(_Reading):
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def list(self, prefix: str = "") -> list[Entry]:
-        top = self.root / _check(prefix) if prefix else self.root
-        with self._errors(str(top)):
-            return _few(self._walk(top), str(top))
+    def list(self) -> list[Entry]:
+        with self._errors(str(self.root)):
+            return _few(self._walk(), str(self.root))
 
     def head(self, path: str) -> Entry | None:
         _check(path)
@@ -188,8 +187,8 @@ class FileStore(_Reading):
                 _flush(target.parent)
         return hashlib.sha256(data).hexdigest()
 
-    def _walk(self, top: Path) -> Iterator[Entry]:
-        for folder, _, names in os.walk(top):
+    def _walk(self) -> Iterator[Entry]:
+        for folder, _, names in os.walk(self.root):
             for name in names:
                 path = Path(folder, name)
                 if not name.startswith(_OURS) and stat.S_ISREG(path.lstat().st_mode):
@@ -258,9 +257,6 @@ class _Bucket(_Reading):
     def key(self, path: str) -> str:
         return self.root + _check(path)
 
-    def below(self, prefix: str) -> str:
-        return self.key(prefix) + "/" if prefix else self.root
-
     def named(self, key: str) -> str | None:
         """The path of a key; None for a folder's placeholder or a name that no store of ours would take."""
         path = key[len(self.root) :]
@@ -292,11 +288,11 @@ class GcsStore(_Bucket):
         self._client = client
         self._bounds = {"timeout": (CONNECT, READ), "retry": DEFAULT_RETRY.with_timeout(CONNECT + READ)}
 
-    def list(self, prefix: str = "") -> list[Entry]:
-        with self._errors(prefix):
-            blobs = self._client.list_blobs(self._objects, prefix=self.below(prefix), **self._bounds)
+    def list(self) -> list[Entry]:
+        with self._errors(""):
+            blobs = self._client.list_blobs(self._objects, prefix=self.root, **self._bounds)
             found = ((self.named(blob.name), blob) for blob in blobs)
-            return _few((Entry(p, b.size, str(b.generation)) for p, b in found if p), self.uri + prefix)
+            return _few((Entry(p, b.size, str(b.generation)) for p, b in found if p), self.uri)
 
     def head(self, path: str) -> Entry | None:
         blob = self._find(path)
@@ -384,12 +380,12 @@ class S3Store(_Bucket):
         bounds = Config(connect_timeout=CONNECT, read_timeout=READ, retries=retries)
         self._client: Any = boto3.session.Session(**given).client("s3", endpoint_url=endpoint, config=bounds)
 
-    def list(self, prefix: str = "") -> list[Entry]:
+    def list(self) -> list[Entry]:
         pages = self._client.get_paginator("list_objects_v2")
-        with self._errors(prefix):
-            pages = pages.paginate(Bucket=self.bucket, Prefix=self.below(prefix))
+        with self._errors(""):
+            pages = pages.paginate(Bucket=self.bucket, Prefix=self.root)
             found = ((self.named(item["Key"]), item) for page in pages for item in page.get("Contents", ()))
-            return _few((Entry(p, i["Size"], i["ETag"].strip('"')) for p, i in found if p), self.uri + prefix)
+            return _few((Entry(p, i["Size"], i["ETag"].strip('"')) for p, i in found if p), self.uri)
 
     def head(self, path: str) -> Entry | None:
         try:

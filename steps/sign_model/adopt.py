@@ -11,10 +11,10 @@ from pathlib import Path
 
 from aegis import pointer
 from aegis.errors import USAGE, Permanent
+from aegis.names import ALIAS, NAME, alias_of
 from aegis.package import Origin
 from aegis.signature import Keys, Signer
 from aegis.storage import Store
-from sign_model import step
 from sign_model.promote import Promotion, Request, promote
 from sign_model.registry import Registry
 from sign_model.sign import sign, sources_of
@@ -40,10 +40,11 @@ def adopt(
 ) -> Promotion:
     """Sign a model directory as it stands and make it the champion. Again with the same bytes: no change.
 
-    `sources` ({uri, digest} each) default to what the directory's aegis_dataset.json says.
+    `sources` ({uri, digest} each) default to what the directory's aegis_dataset.json says, `alias` to that of the
+    environment.
     """
-    names = {"environment": environment, "model": model}
-    if faults := {name: f"must match {step.NAME.pattern}" for name in names if not step.NAME.fullmatch(names[name])}:
+    texts = {"environment": (NAME, environment), "model": (NAME, model), "alias": (ALIAS, alias or "champion")}
+    if faults := {n: f"must match {rule.pattern}" for n, (rule, text) in texts.items() if not rule.fullmatch(text)}:
         raise Permanent("adopt", faults, exit_code=USAGE)
     origin = Origin(
         model=model,
@@ -65,7 +66,7 @@ def adopt(
         workflow="adopted",
         workflow_uid="adopted",
         run_id=run_id,
-        alias=alias or step.alias_of(environment),
+        alias=alias_of(environment, alias),
         models_uri=models_uri,
     )
     return promote(request, store=store, trusted=trusted, signer=signer, models=models, now=now, scratch=scratch)

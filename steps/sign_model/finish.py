@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aegis.errors import OK
-from sign_model import step
+from aegis.names import NAME
 
 TYPE = "dev.aegis.retrain.finished.v1"
 TIMEOUT = 5.0
@@ -43,7 +43,7 @@ def request(env: Mapping[str, str], now: datetime) -> urllib.request.Request | N
         "ce-time": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     identity = [env.get("AEGIS_ENVIRONMENT", ""), env.get("AEGIS_MODEL", "")]
-    if all(map(step.NAME.fullmatch, identity)):
+    if all(map(NAME.fullmatch, identity)):
         headers["ce-subject"] = "/".join(identity)
     return urllib.request.Request(sink, json.dumps(data).encode(), headers, method="POST")  # noqa: S310  http(s) only
 

@@ -20,10 +20,11 @@ from aegis.errors import Conflict, Temporary
 from aegis.package import Package
 from aegis.pointer import Pointer
 from aegis.signature import Keys, Signer
+from aegis.step import run, write_outputs
 from aegis.storage import Store, open_store
-from sign_model import keys, registry, step
+from sign_model import keys, registry
 from sign_model.registry import MlflowRegistry, Registry
-from sign_model.step import Context
+from sign_model.step import Context, wanted
 
 PROMOTED, STALE = "Promoted", "Failed:StaleChallenger"
 
@@ -149,8 +150,8 @@ def _body(env: Mapping[str, str]) -> str:
     request = Request(
         environment=context.environment,
         model=context.model,
-        tar_sha256=step.wanted(env, "AEGIS_PACKAGE"),
-        champion=step.wanted(env, "AEGIS_CHAMPION", empty=True),
+        tar_sha256=wanted(env, "AEGIS_PACKAGE"),
+        champion=wanted(env, "AEGIS_CHAMPION", empty=True),
         workflow=context.workflow,
         workflow_uid=context.workflow_uid,
         run_id=context.run_id,
@@ -168,13 +169,13 @@ def _body(env: Mapping[str, str]) -> str:
         scratch=context.scratch,
     )
     outputs = {"outcome": done.outcome, "pointer": str(done.serial), "registered-version": done.version}
-    step.write_outputs(context.out, outputs | {"explanation": done.explanation})
+    write_outputs(context.out, outputs | {"explanation": done.explanation})
     return f"{done.outcome}: {done.explanation}"
 
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Entry point; exit codes in `aegis.errors`."""
-    return step.run("promote", _body, env)
+    return run("promote", _body, env)
 
 
 if __name__ == "__main__":

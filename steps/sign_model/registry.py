@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from aegis.errors import USAGE, Permanent, Temporary
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from aegis.mlflow_client import connect, errors, experiment
 
 UID, TAR = "aegis.workflow_uid", "aegis.tar_sha256"
-_BOUNDS = {
-    # Four tries and half a minute each: MLflow's own defaults make a dead server cost four minutes a call.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # this pod reaches nothing but the registry and the store
-}
-_LATER = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR", "ABORTED"}
 
 
 class Registry(Protocol):
@@ -45,18 +31,13 @@ class MlflowRegistry:
     """Registers through an MLflow server (or its database). mlflow is imported here, on first use."""
 
     def __init__(self, uri: str) -> None:
-        if not uri:
-            raise Permanent("settings", {"MLFLOW_TRACKING_URI": "missing"}, exit_code=USAGE)
-        for name, value in _BOUNDS.items():
-            os.environ.setdefault(name, value)  # MLflow reads these at each call and takes them from nowhere else
-        with _translated():
-            from mlflow.tracking import MlflowClient, set_tracking_uri
+        self._client = connect(uri)
+        from mlflow.tracking import set_tracking_uri
 
-            set_tracking_uri(uri)  # a registry that is a database looks a version's logged model up through this
-            self._client: MlflowClient = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        set_tracking_uri(uri)  # a registry that is a database looks a version's logged model up through this
 
     def register(self, directory: Path, name: str, run_id: str, tags: Mapping[str, str]) -> str:
-        with _translated():
+        with errors():
             versions = self._versions(name, tags)
             if not versions:
                 self._create_name(name)
@@ -72,12 +53,12 @@ class MlflowRegistry:
             return str(first)
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
-        with _translated():
+        with errors():
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, value)
 
     def alias(self, name: str, alias: str, version: str) -> None:
-        with _translated():
+        with errors():
             self._client.set_registered_model_alias(name, alias, version)
 
     def _versions(self, name: str, tags: Mapping[str, str]) -> list[int]:
@@ -95,45 +76,18 @@ class MlflowRegistry:
 
     def _upload(self, directory: Path, name: str, run_id: str, tags: Mapping[str, str]) -> str:
         """The id of a logged model with exactly these files; one that an earlier try left is completed."""
-        experiment = self._client.get_run(run_id).info.experiment_id if run_id else self._experiment(name)
+        place = self._client.get_run(run_id).info.experiment_id if run_id else experiment(self._client, name)
         ours = f"tags.`{UID}` = '{tags[UID]}' AND tags.`{TAR}` = '{tags[TAR]}'"
-        found = self._client.search_logged_models([experiment], ours, max_results=1)
-        # A logged model's name allows no dot.
-        logged = (
-            found[0]
-            if found
-            else self._client.create_logged_model(experiment, name.replace(".", "_"), run_id or None, dict(tags))
-        )
+        found = self._client.search_logged_models([place], ours)
+        if not found:
+            # A logged model's name allows no dot.
+            self._client.create_logged_model(place, name.replace(".", "_"), run_id or None, dict(tags))
+            found = self._client.search_logged_models([place], ours)
+        # As with versions, there may be two of ours.
+        logged, *doubles = sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
+        for double in doubles:
+            self._client.delete_logged_model(double.model_id)
         if str(logged.status) != "READY":
             self._client.log_model_artifacts(logged.model_id, str(directory))
             self._client.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_id)
-
-    def _experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self._client.create_experiment(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            raise Temporary(f"MLflow: experiment {name} came and went")
-        return str(found.experiment_id)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        told = f"MLflow: {error.error_code}: {str(error)[:300]}"
-        if error.error_code in _LATER:
-            raise Temporary(told) from error
-        raise Permanent(told, exit_code=USAGE) from error
-    except (requests.RequestException, OSError) as error:
-        raise Temporary(f"MLflow: {type(error).__name__}") from error

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from aegis import manifest, package, signature
 from aegis.errors import SIGNING_DENIED, VERIFICATION_FAILED, AlreadyExists, Permanent
+from aegis.names import SHA256
 from aegis.package import Origin, Package
 from aegis.signature import Keys, Signer, Untrusted
+from aegis.step import run, write_outputs
 from aegis.storage import Store, open_store
-from sign_model import keys, step
-from sign_model.step import Context
+from sign_model import keys
+from sign_model.step import Context, wanted
 
 DATASET = "aegis_dataset.json"
 """Among the model's files: what it learned from, {"sources": [{uri, digest}]}, as training saw it."""
@@ -116,14 +118,14 @@ def sources_of(directory: Path) -> list[dict[str, str]]:
         return []
     except (OSError, Untrusted, KeyError, TypeError) as error:
         raise Permanent("the model's data sets", {DATASET: 'wants {"sources": [{uri, digest}]}'}) from error
-    if not all(isinstance(item["uri"], str) and step.HEX.fullmatch(str(item["digest"])) for item in sources):
+    if not all(isinstance(item["uri"], str) and SHA256.fullmatch(str(item["digest"])) for item in sources):
         raise Permanent("the model's data sets", {DATASET: "wants a text as uri, a sha256 in hex as digest"})
     return sources
 
 
 def _body(env: Mapping[str, str]) -> str:
     context = Context.from_env(env)
-    digest = step.wanted(env, "AEGIS_DIGEST")
+    digest = wanted(env, "AEGIS_DIGEST")
     directory = Path(env.get("AEGIS_MODEL_DIR") or "/aegis/model")
     signed = sign(
         directory,
@@ -134,13 +136,13 @@ def _body(env: Mapping[str, str]) -> str:
         trusted=signature.load_keys(context.trusted_keys),
         scratch=context.scratch,
     )
-    step.write_outputs(context.out, {"package": signed.tar_sha256})
+    write_outputs(context.out, {"package": signed.tar_sha256})
     return f"signed {context.environment}/{context.model} as package {signed.tar_sha256}"
 
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Entry point; exit codes in `aegis.errors`."""
-    return step.run("sign", _body, env)
+    return run("sign", _body, env)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ The dataclasses of settings are what an owner may write under `spec.trainer` and
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aegis.errors import USAGE, Permanent
+from aegis.names import NAME
+from aegis.step import Reader, out_of
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MAX_TRAINING, MAX_PREDICTION = 10_800, 1_500
+"""Seconds that an owner may set. The WorkflowTemplate ends the pod of train after 4 h, that of gate, which asks two
+models, after 1 h; what it ends counts as nobody's fault and would be tried for ever, so ours has to end before."""
 _CAMEL = re.compile(r"_([a-z])")
 T = TypeVar("T")
 
@@ -36,8 +36,8 @@ class TrainerSettings:
     params: Mapping[str, Any] = field(default_factory=dict)
     """Handed to the trainer in params.json. Ours read `hidden`, `iterations`, `rate`."""
     timeout_seconds: int = 3600
-    """A trainer that hangs is ended after this time. The default trainers need seconds for 50,000 small images; an
-    hour is also well below the cooldown, so a hung trainer never meets its successor."""
+    """A trainer that hangs is ended after this time, three hours at most. The default trainers need seconds for 50,000
+    small images; an hour is also well below the cooldown, so a hung trainer never meets its successor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class GateSettings:
     """An absolute floor under every challenger. Zero, because only the owner knows what is good enough; without a
     champion the challenger must anyway be surely better than always giving the most frequent answer."""
     timeout_seconds: int = 600
-    """Bound on each model's predictions; ours take a second for 10,000 rows."""
+    """Bound on each model's predictions, 1500 at most; ours take a second for 10,000 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +91,16 @@ class Attempt:
     @classmethod
     def from_env(cls, env: Mapping[str, str], required: Sequence[str] = ()) -> Attempt:
         """Read AEGIS_* and MLFLOW_TRACKING_URI; `Permanent` (64) lists everything that is wrong or missing."""
-        faults: dict[str, str] = {}
-        names = {name: env.get(f"AEGIS_{name}", "") for name in ("MODEL", "ENVIRONMENT", "WORKFLOW_UID")}
-        faults |= {f"AEGIS_{name}": "not a name" for name, value in names.items() if not _NAME.fullmatch(value)}
-        faults |= {name: "missing" for name in required if not env.get(name)}
-        event, settings = _document(env, "AEGIS_EVENT", faults), _document(env, "AEGIS_SETTINGS", faults)
+        read = Reader(env)
+        names = {name: read.text(f"AEGIS_{name}", NAME) for name in ("MODEL", "ENVIRONMENT", "WORKFLOW_UID")}
+        for name in required:
+            read.text(name)
+        event, settings, faults = read.document("AEGIS_EVENT"), read.document("AEGIS_SETTINGS"), read.faults
         seed = settings.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
             faults["settings.seed"] = "not a whole number from 0 to 2^31"
-        trainer = _settings(TrainerSettings, settings.get("trainer"), "settings.trainer", faults)
-        gate = _settings(GateSettings, settings.get("gate"), "settings.gate", faults)
-        faults |= _trainer_faults(trainer) | _gate_faults(gate)
-        if faults:
-            raise Permanent("bad settings", faults, exit_code=USAGE)
+        trainer, gate = read_settings(settings, "settings.", faults)
+        read.check()
         return cls(
             model=names["MODEL"],
             environment=names["ENVIRONMENT"],
@@ -123,22 +120,21 @@ class Attempt:
             run_id=env.get("AEGIS_RUN_ID", ""),
             trusted_keys=env.get("AEGIS_TRUSTED_KEYS", ""),
             data=Path(env.get("AEGIS_DATA") or "/aegis/data"),
-            out=Path(env.get("AEGIS_OUT") or "/aegis/out"),
+            out=out_of(env),
             model_dir=Path(env.get("AEGIS_MODEL_DIR") or "/aegis/model"),
             tmp=Path(env.get("AEGIS_TMP") or env.get("TMPDIR") or "/tmp"),  # noqa: S108 - the pod's own emptyDir
         )
 
 
-def _document(env: Mapping[str, str], name: str, faults: dict[str, str]) -> dict[str, Any]:
-    """A base64 JSON object; absent counts as empty."""
-    try:
-        document = json.loads(base64.b64decode(env.get(name) or "e30=", validate=True))
-    except (ValueError, binascii.Error, RecursionError):
-        document = None
-    if isinstance(document, dict):
-        return document
-    faults[name] = "not a JSON object in base64"
-    return {}
+def read_settings(
+    document: Mapping[str, Any], where: str, faults: dict[str, str]
+) -> tuple[TrainerSettings, GateSettings]:
+    """The values under `trainer` and `gate`; every fault is added to `faults` by its name behind `where`."""
+    trainer = _settings(TrainerSettings, document.get("trainer"), f"{where}trainer", faults)
+    gate = _settings(GateSettings, document.get("gate"), f"{where}gate", faults)
+    for name, fault in (_trainer_faults(trainer) | _gate_faults(gate)).items():
+        faults.setdefault(where + name, fault)
+    return trainer, gate
 
 
 def _settings(kind: type[T], document: object, where: str, faults: dict[str, str]) -> T:
@@ -165,9 +161,9 @@ def _trainer_faults(trainer: TrainerSettings) -> dict[str, str]:
         "data": trainer.data in ("old+new", "new"),
         "task": trainer.task in ("", "image", "table"),
         "module": not trainer.module or bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", trainer.module)),
-        "timeoutSeconds": 1 <= trainer.timeout_seconds <= 7 * 86400,
+        "timeoutSeconds": 1 <= trainer.timeout_seconds <= MAX_TRAINING,
     }
-    return {f"settings.trainer.{name}": "not a value it takes" for name, good in checks.items() if not good}
+    return {f"trainer.{name}": "not a value it takes" for name, good in checks.items() if not good}
 
 
 def _gate_faults(gate: GateSettings) -> dict[str, str]:
@@ -177,6 +173,6 @@ def _gate_faults(gate: GateSettings) -> dict[str, str]:
         "minRows": gate.min_rows >= 1,
         "minSlice": gate.min_slice >= 1,
         "minAccuracy": 0 <= gate.min_accuracy <= 1,
-        "timeoutSeconds": 1 <= gate.timeout_seconds <= 86400,
+        "timeoutSeconds": 1 <= gate.timeout_seconds <= MAX_PREDICTION,
     }
-    return {f"settings.gate.{name}": "out of range" for name, good in checks.items() if not good}
+    return {f"gate.{name}": "out of range" for name, good in checks.items() if not good}

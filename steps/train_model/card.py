@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from aegis.names import printable
 from train_model.verdict import Verdict
 
 MAX_CLASSES = 20
@@ -62,8 +63,8 @@ def markdown(card: Card) -> str:
 
 
 def _text(value: str) -> str:
-    """Foreign text for a page; what cannot be seen is shown as a replacement sign."""
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in value), quote=True)
+    """Foreign text for a page."""
+    return escape(printable(value), quote=True)
 
 
 def _mark(value: str) -> str:

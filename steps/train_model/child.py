@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from aegis.names import printable
+from aegis.step import redact
+
 KEPT = ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 # One thread each: two that fight for a core are many times slower, and sums in another order are other weights.
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"PYTHONHASHSEED": "0"}
@@ -55,10 +58,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def tail(log: BinaryIO) -> str:
-    """The last lines of a child's log, control characters replaced."""
+def tail(log: BinaryIO, env: Mapping[str, str]) -> str:
+    """The last lines of a child's log, without the secrets of `env` and with control characters replaced."""
     log.flush()
     log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - TAIL))
-    text = log.read().decode(errors="replace").strip()
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    log.seek(start := max(0, log.tell() - TAIL))
+    text = log.read().decode(errors="replace")
+    if start:
+        text = "".join(text.split(maxsplit=1)[1:])  # the first word was cut, and half a secret is not known for one
+    return "\n".join(map(printable, redact(text, env).strip().split("\n")))

@@ -123,13 +123,21 @@ def sources(model_dir: Path) -> list[Source]:
     return good[-MAX_SOURCES:]
 
 
-def gather(
-    uri: str, old: Sequence[Source], prefixes: Sequence[str], env: Mapping[str, str], tmp: Path
-) -> tuple[list[Fetched], list[str]]:
-    """The old sources and last the new one, each once, and notes on what was not as remembered.
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The old sources and last the new one, each once. `lost`: which old ones could not be had, and why; `notes`: which
+    are not as they were."""
 
-    An old source that is gone, or no longer allowed, is left out and said so: the gate then shows what that costs.
-    One that changed is taken as it is now; its digest says so.
+    fetched: list[Fetched]
+    lost: list[str]
+    notes: list[str]
+
+
+def gather(uri: str, old: Sequence[Source], prefixes: Sequence[str], env: Mapping[str, str], tmp: Path) -> Gathered:
+    """Fetch the new source, and of the old ones what is still there and allowed.
+
+    A lost one forbids no training. What it costs, held-out rows cannot show, as they are lost with it: who judges by
+    those has to refuse. One that changed is taken as it is now; its digest says so.
     """
     if not uri:
         raise Permanent(
@@ -137,20 +145,19 @@ def gather(
             {"datasetUri": "set spec.datasetUri, or name it in the alert's dataset label"},
         )
     new = fetch(uri, prefixes, env, tmp)
-    fetched, notes = [], []
+    found = Gathered([], [], [])
     for source in old[-(MAX_SOURCES - 1) :]:
-        if source.uri == uri:
-            continue
         try:
-            again = fetch(source.uri, prefixes, env, tmp)
+            again = new if source.uri == uri else fetch(source.uri, prefixes, env, tmp)
         except Permanent as error:
-            notes.append(f"old data left out: {error.message}")
+            found.lost.append(f"old data left out: {error.message}")
             continue
         if source.digest and again.source.digest != source.digest:
-            notes.append(f"{source.uri} has changed since the champion was trained on it")
+            found.notes.append(f"{source.uri} has changed since the champion was trained on it")
         if again.source.digest != new.source.digest:
-            fetched.append(again)
-    return [*fetched, new], notes
+            found.fetched.append(again)
+    found.fetched.append(new)
+    return found
 
 
 def faults(rows: Rows) -> dict[str, str]:

@@ -29,10 +29,10 @@ from train_model.readers import Rows, join
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Exit code: 0, 64, 65, 75 or 76."""
-    return step.run(_fetch, env, ("AEGIS_MODELS_URI",))
+    return step.run("fetch", _fetch, env, ("AEGIS_MODELS_URI",))
 
 
-def _fetch(attempt: Attempt, env: Mapping[str, str]) -> None:
+def _fetch(attempt: Attempt, env: Mapping[str, str]) -> str:
     train, champion_dir = attempt.data / "train", attempt.data / "champion"
     for left in (train, champion_dir):  # by a try that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -41,24 +41,21 @@ def _fetch(attempt: Attempt, env: Mapping[str, str]) -> None:
     old = dataset.remembered(champion) if attempt.trainer.data == "old+new" else []
     attempt.tmp.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
-        fetched, notes = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, Path(folder))
+        found = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, Path(folder))
         judge = None
         if attempt.evaluation_uri:
             judge = dataset.fetch(attempt.evaluation_uri, attempt.prefixes, env, Path(folder))
-    dataset.check([*([judge] if judge else []), *fetched])
-    parts = list(dataset.training_rows(fetched, judge.rows if judge else None))
+    dataset.check([*([judge] if judge else []), *found.fetched])
+    parts = list(dataset.training_rows(found.fetched, judge.rows if judge else None))
     used = join([rows for _, rows in parts])
     if few := dataset.faults(used):
         raise Permanent("without the rows that judge, too little is left to train on", few)
-    about = _about(attempt, fetched, judge, champion)
-    about |= {"notes": notes, "held_out": sum(len(f.rows) for f in fetched) - len(used)}
+    about = _about(attempt, found.fetched, judge, champion)
+    about |= {"notes": [*found.lost, *found.notes], "held_out": sum(len(f.rows) for f in found.fetched) - len(used)}
     _write(attempt, train, about, parts, used)
-    if about["unchanged"]:
-        print("data, champion and settings are those of the last attempt, which was rejected: nothing to do")
-    for item, rows in parts:
-        print(f"{item.source.uri}: {len(rows):,} of {len(item.rows):,} rows to train on")
-    for note in notes:
-        print(note)
+    same = "data, champion and settings are those of the last attempt, which was rejected: nothing to do"
+    counts = [f"{item.source.uri}: {len(rows):,} of {len(item.rows):,} rows to train on" for item, rows in parts]
+    return "\n".join([*([same] if about["unchanged"] else []), *counts, *about["notes"]])
 
 
 def _about(
@@ -67,13 +64,13 @@ def _about(
     """dataset.json but for what the rows themselves say."""
     lines = sorted(f"{f.source.digest} {f.source.uri}\n" for f in fetched)
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    # Not the seed, which is new for each retrain: the same data is not worth another throw of the dice.
     inputs = {
         "data": sorted(f.source.digest for f in fetched),
         "evaluation": judge.source.digest if judge else "",
         "champion": champion.pointer.tar_sha256 if champion else "",
         "trainer": asdict(attempt.trainer),
         "gate": asdict(attempt.gate),
-        "seed": attempt.seed,
     }
     inputs_digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return {

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from aegis import manifest
 from aegis.pointer import Champion
+from aegis.step import write_outputs
 from train_model import card, child, dataset, step, tracking
 from train_model.attempt import Attempt
 from train_model.readers import Rows
@@ -32,43 +34,49 @@ MAX_ANSWER = 1 << 30
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Exit code: 0 (accepted or rejected), 64, 65, 75 or 76."""
-    return step.run(_gate, env, ("AEGIS_MODELS_URI",))
+    return step.run("gate", _gate, env, ("AEGIS_MODELS_URI",))
 
 
-def _gate(attempt: Attempt, env: Mapping[str, str]) -> None:
+def _gate(attempt: Attempt, env: Mapping[str, str]) -> str:
     digest = manifest.root_digest(manifest.walk(attempt.model_dir))  # before anything of it is loaded
     attempt.tmp.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
         work = Path(folder)
         champion = step.fetch_champion(attempt, env, work / "champion")
-        rows, notes = _evaluation(attempt, env, champion, work)
+        rows, notes, lost = _evaluation(attempt, env, champion, work)
         models = [champion.directory] if champion else []
         answers, run = _ask(attempt, env, rows, [*models, attempt.model_dir], work)
     labels, predictions = texts(rows.labels.tolist()), [a if isinstance(a, str) else texts(a) for a in answers]
     result = _judge(attempt, rows, labels, predictions)
+    if lost:
+        why = "; ".join(["old knowledge cannot be judged: set evaluationUri, or bring the data back", *lost])
+        result = replace(result, accept=False, explanation=f"{why}; {result.explanation}")
     explanation = "; ".join([result.explanation, *notes])
     outcome = "Accepted" if result.accept else "Rejected"
     outputs = {"verdict": "accept" if result.accept else "reject", "digest": digest, "outcome": outcome}
     outputs["champion"] = champion.pointer.tar_sha256 if champion else ""  # a promotion after another is refused
     if run is not None:
         _show(attempt, run, result, explanation, labels, predictions, digest)
-    step.write(attempt.out, outputs | {"explanation": explanation})
-    print(f"{outcome}: {explanation}")
+    write_outputs(attempt.out, outputs | {"explanation": explanation})
+    return f"{outcome}: {explanation}"
 
 
 def _evaluation(
     attempt: Attempt, env: Mapping[str, str], champion: Champion | None, work: Path
-) -> tuple[Rows, list[str]]:
-    """The rows that judge, and what must be said about them."""
+) -> tuple[Rows, list[str], list[str]]:
+    """The rows that judge, what must be said about them, and old data that should be among them and cannot be had."""
     (work / "data").mkdir()
-    notes: list[str] = []
+    notes, lost = list[str](), list[str]()
     if attempt.evaluation_uri:
         fetched = [dataset.fetch(attempt.evaluation_uri, attempt.prefixes, env, work / "data")]
         rows = fetched[0].rows
     else:
         old = dataset.remembered(champion)
-        fetched, notes = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, work / "data")
+        found = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, work / "data")
+        fetched, notes, lost = found.fetched, found.notes, found.lost
         rows = dataset.evaluation_rows(fetched)
+        if champion and not old:
+            notes.append("nothing says what the champion learned from: what the challenger forgot of it was not judged")
         notes.append("judged on held-out rows of the same data, which is weaker than an evaluation set of your own")
         if champion and dataset.record(champion.directory).get("evaluation"):
             notes.append("the champion once learned from some of them, which favours it")
@@ -77,7 +85,7 @@ def _evaluation(
             # Harmless: a row is held out by its content alone, so none of these can have been trained on.
             notes.append("the data has changed since the training")
     dataset.check(fetched)
-    return rows, notes
+    return rows, notes, lost
 
 
 def _ask(
@@ -99,7 +107,7 @@ def _ask(
         run = tracking.begin(attempt, tracking.identity(attempt)) if attempt.tracking_uri else None
         text = process.stdout.read(MAX_ANSWER)
         late.cancel()
-        if said := child.tail(log):
+        if said := child.tail(log, env):
             print(said)
     lines = text.split(b"\n")[: len(models)]
     return [_answer(line, len(rows)) for line in [*lines, *[b""] * (len(models) - len(lines))]], run

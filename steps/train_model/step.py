@@ -1,19 +1,16 @@
-"""What the three entry points share: outputs as small files, failures as exit codes, and the verified champion."""
+"""What the three entry points share: the word for a failure that a ledger reads, and the verified champion."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from aegis import pointer, signature
-from aegis.errors import OK, TRAINER_FAILED, TRANSIENT, VERIFICATION_FAILED, Permanent, Temporary
+from aegis import pointer, signature, step
+from aegis.errors import TRAINER_FAILED, VERIFICATION_FAILED, Permanent
 from aegis.pointer import Champion
 from aegis.storage import open_store
 from train_model.attempt import Attempt
-
-Step = Callable[[Attempt, Mapping[str, str]], None]
 
 
 class TrainerFailed(Permanent):
@@ -26,39 +23,19 @@ class TrainerFailed(Permanent):
         self.reason = reason
 
 
-def write(out: Path, values: Mapping[str, str]) -> None:
-    """Output parameters, one file each."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, value in values.items():
-        (out / name).write_text(value, encoding="utf-8")
+def run(
+    name: str, body: Callable[[Attempt, Mapping[str, str]], str], env: Mapping[str, str], required: Sequence[str]
+) -> int:
+    """Run a step that needs the variables `required`; its exit code."""
+    return step.run(name, lambda env: body(Attempt.from_env(env, required), env), env, _outcome)
 
 
-def run(step: Step, env: Mapping[str, str], required: Sequence[str]) -> int:
-    """Run a step that needs the variables `required`; its exit code.
-
-    A failure leaves one line on stderr, the same in `failure`, and what the ledger reads. The line begins with the
-    outcome: of an init container nothing else is known to a Workflow.
-    """
-    out = Path(env.get("AEGIS_OUT") or "/aegis/out")
-    try:
-        step(Attempt.from_env(env, required), env)
-    except Temporary as error:
-        return _failed(out, str(error), TRANSIENT, "")
-    except Permanent as error:
-        kind = {TRAINER_FAILED: "TrainerFailed", VERIFICATION_FAILED: "Failed"}.get(error.exit_code, "BadData")
-        default = "Unverified" if error.exit_code == VERIFICATION_FAILED else ""
-        reason = getattr(error, "reason", default)
-        outcome = f"{kind}:{reason}" if reason else kind
-        return _failed(out, str(error), error.exit_code, outcome)
-    return OK
-
-
-def _failed(out: Path, text: str, code: int, outcome: str) -> int:
-    line = " ".join(text.split())[:2000]
-    said = f"{outcome}: {line}" if outcome else line
-    print(said, file=sys.stderr)
-    write(out, ({"outcome": outcome} if outcome else {}) | {"failure": said, "explanation": line})
-    return code
+def _outcome(error: Permanent) -> str:
+    if error.exit_code == VERIFICATION_FAILED:
+        return "Failed:Unverified"
+    kind = "TrainerFailed" if error.exit_code == TRAINER_FAILED else "BadData"
+    reason = getattr(error, "reason", "")
+    return f"{kind}:{reason}" if reason else kind
 
 
 def fetch_champion(attempt: Attempt, env: Mapping[str, str], target: Path) -> Champion | None:

@@ -1,28 +1,17 @@
-"""The attempt's run in MLflow: one, found again by the workflow's UID. For people to look at, never to trust.
-
-MLflow is imported when a run is first asked for (a second of start-up), and its own patience is cut: by default
-it would try for four minutes a call.
-"""
+"""The attempt's run in MLflow: one, found again by the workflow's UID. For people to look at, never to trust."""
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aegis.errors import USAGE, Permanent, Temporary
+from aegis.mlflow_client import connect, errors, experiment
+from aegis.names import printable
 from train_model.attempt import Attempt
 
-_BOUNDS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 _TEXT = 4000  # MLflow's own limits are 5,000 for a tag and 6,000 for a parameter
 
 
@@ -39,12 +28,12 @@ class Run:
         from mlflow.entities import Metric, Param, RunTag
 
         now = time.time_ns() // 1_000_000
-        with _errors():
+        with errors():
             self._client.log_batch(
                 self.run_id,
                 metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
-                params=[Param(name, str(value)[:_TEXT]) for name, value in params.items()],
-                tags=[RunTag(name, str(value)[:_TEXT]) for name, value in tags.items()],
+                params=[Param(*item) for item in _texts(params).items()],
+                tags=[RunTag(*item) for item in _texts(tags).items()],
             )
 
     def dataset(self, uri: str, digest: str) -> None:
@@ -53,18 +42,18 @@ class Run:
 
         scheme = uri.partition(":")[0]
         label = [InputTag("mlflow.data.context", "training")]
-        entry = Dataset(uri.rpartition("/")[2] or uri, digest[:36], scheme, f'{{"uri": "{uri}"}}')
-        with _errors():
+        entry = Dataset(uri.rpartition("/")[2] or uri, digest[:36], scheme, json.dumps({"uri": uri}))
+        with errors():
             self._client.log_inputs(self.run_id, [DatasetInput(entry, label)])
 
     def artifacts(self, folder: Path) -> None:
         """Add the files of a folder."""
-        with _errors():
+        with errors():
             self._client.log_artifacts(self.run_id, str(folder))
 
     def end(self, status: str) -> None:
         """Close the run as FINISHED or FAILED."""
-        with _errors():
+        with errors():
             self._client.set_terminated(self.run_id, status)
 
 
@@ -73,25 +62,20 @@ def begin(attempt: Attempt, tags: Mapping[str, object]) -> Run:
 
     A step that was told the run's id takes that one.
     """
-    for name, value in _BOUNDS.items():
-        os.environ.setdefault(name, value)  # MLflow reads nothing else
-    with _errors():
-        from mlflow import MlflowClient
-
-        client = MlflowClient(attempt.tracking_uri)
-        if attempt.run_id:
-            return Run(client, attempt.run_id)
-        experiment = _experiment(client, f"{attempt.environment}/{attempt.model}")
+    client = connect(attempt.tracking_uri)
+    if attempt.run_id:
+        return Run(client, attempt.run_id)
+    with errors():
+        place = experiment(client, f"{attempt.environment}/{attempt.model}")
         wanted = f"tags.`aegis.workflow_uid` = '{attempt.workflow_uid}'"
 
         def known() -> list[str]:
-            runs = client.search_runs([experiment], wanted, order_by=["attributes.start_time ASC"])
+            runs = client.search_runs([place], wanted, order_by=["attributes.start_time ASC"])
             return [run.info.run_id for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))]
 
         if not known():
-            texts = {name: str(value)[:_TEXT] for name, value in tags.items()}
             own = {"aegis.workflow_uid": attempt.workflow_uid}
-            client.create_run(experiment, tags=texts | own, run_name=attempt.workflow or None)
+            client.create_run(place, tags=_texts(tags) | own, run_name=attempt.workflow or None)
         # Looked for again: an answer that got lost on its way made the client create a second one.
         first, *twins = known()
         for twin in twins:
@@ -99,36 +83,9 @@ def begin(attempt: Attempt, tags: Mapping[str, object]) -> Run:
         return Run(client, first)
 
 
-def _experiment(client: Any, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    def look() -> str | None:
-        found = client.get_experiment_by_name(name)
-        return str(found.experiment_id) if found else None
-
-    try:
-        return look() or str(client.create_experiment(name))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_ALREADY_EXISTS" and (other := look()):
-            return other
-        raise
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        text = f"MLflow: {str(error)[:300]}"
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if status in (429, *range(500, 600)):
-            raise Temporary(text) from error
-        raise Permanent(text, exit_code=USAGE) from error
-    except requests.RequestException as error:
-        raise Temporary(f"MLflow cannot be reached ({type(error).__name__})") from error
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """As MLflow keeps them and a page shows them: some came with an alert."""
+    return {name: printable(str(value))[:_TEXT] for name, value in values.items()}
 
 
 def identity(attempt: Attempt) -> dict[str, object]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aegis.errors import BAD_DATA, Permanent
+from aegis.step import write_outputs
 from train_model import child, step, tracking
 from train_model.attempt import Attempt
 from train_model.dataset import RECORD
@@ -30,10 +31,10 @@ MAX_METRICS = 100
 
 def main(env: Mapping[str, str] = os.environ) -> int:
     """Exit code: 0, 64, 65, 70 or 75."""
-    return step.run(_train, env, ("MLFLOW_TRACKING_URI",))
+    return step.run("train", _train, env, ("MLFLOW_TRACKING_URI",))
 
 
-def _train(attempt: Attempt, env: Mapping[str, str]) -> None:
+def _train(attempt: Attempt, env: Mapping[str, str]) -> str:
     try:
         about = json.loads((attempt.data / "train" / "dataset.json").read_text())
     except (OSError, ValueError) as error:
@@ -43,9 +44,8 @@ def _train(attempt: Attempt, env: Mapping[str, str]) -> None:
     if about["unchanged"]:
         why = "data, champion and settings are those of the last attempt, which was rejected: not trained again"
         outputs = {"status": "unchanged", "outcome": "Rejected", "explanation": why, "run-id": ""}
-        step.write(attempt.out, outputs | {"inputs": about["inputs"]})
-        print(why)
-        return
+        write_outputs(attempt.out, outputs | {"inputs": about["inputs"]})
+        return why
     attempt.tmp.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
         work = Path(folder)
@@ -60,8 +60,8 @@ def _train(attempt: Attempt, env: Mapping[str, str]) -> None:
     run.log({}, metrics, {})
     said = f"trained on {about['rows']:,} rows of {len(about['sources'])} data sets"
     values = {"status": "trained", "outcome": "Trained", "explanation": said, "run-id": run.run_id}
-    step.write(attempt.out, values | {"inputs": about["inputs"]})
-    print(said)
+    write_outputs(attempt.out, values | {"inputs": about["inputs"]})
+    return said
 
 
 def _run(attempt: Attempt, env: Mapping[str, str], about: Mapping[str, Any], made: Path, log: BinaryIO) -> tracking.Run:
@@ -75,7 +75,7 @@ def _run(attempt: Attempt, env: Mapping[str, str], about: Mapping[str, Any], mad
         # MLflow is imported while our own trainer, which does not know of it, already works.
         run = run or _begin(attempt, about)
         try:
-            _finished(process, attempt, made, log)
+            _finished(process, attempt, made, log, env)
         except TrainerFailed as error:
             run.log({}, {}, {"aegis.outcome": f"TrainerFailed:{error.reason}", "aegis.explanation": error.message})
             run.end("FAILED")
@@ -101,13 +101,15 @@ def _reachable(env: Mapping[str, str], attempt: Attempt, run_id: str) -> dict[st
     return given | {"MLFLOW_TRACKING_URI": attempt.tracking_uri, "MLFLOW_RUN_ID": run_id}
 
 
-def _finished(process: subprocess.Popen[bytes], attempt: Attempt, made: Path, log: BinaryIO) -> None:
+def _finished(
+    process: subprocess.Popen[bytes], attempt: Attempt, made: Path, log: BinaryIO, env: Mapping[str, str]
+) -> None:
     """Wait for the trainer; `TrainerFailed` says how it failed, with the end of its log on our output."""
     try:
         code = process.wait(attempt.trainer.timeout_seconds)
     except subprocess.TimeoutExpired as error:
         raise TrainerFailed("Timeout", f"the trainer did not end within {attempt.trainer.timeout_seconds} s") from error
-    said = child.tail(log)
+    said = child.tail(log, env)
     if said:
         print(said)
     if code:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import signal
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,11 +18,12 @@ import pytest
 
 from aegis import pointer
 from aegis.errors import Conflict
-from aegis_cli import alerts, main, stack
-from aegis_cli.stack import NotRunning, State
+from aegis_cli import adoption, alerts, config, main, stack
+from aegis_cli.stack import NotRunning, Stack, State
 from retrain_trigger.local import LocalLedger
-from retrain_trigger.model import Retrain, Row, Status
+from retrain_trigger.model import Record, Retrain, Row, Status
 from tests.signing.world import World
+from tests.support import free_ports
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 COMMANDS = ["up", "send", "models", "why", "retrain", "approve", "verify", "adopt", "name", "config", "demo"]
@@ -54,7 +58,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: Output) -> None:
     ended(0, "--help")
     said = capsys.readouterr().out
     assert all(re.search(rf"^    {command} ", said, re.MULTILINE) for command in COMMANDS)
-    assert all(code in said for code in ("0 ", "3 ", "64", "65", "69", "75", "76", "77"))
+    assert all(code in said for code in ("0 ", "3 ", "64", "65", "69", "70", "75", "76", "77"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -232,6 +236,91 @@ def test_a_request_for_a_retrain_is_kept_for_later(state: State, capsys: Output)
     assert record.request.why == "new labels"
 
 
+def test_a_request_for_later_is_json_for_scripts_and_cannot_be_followed(state: State, capsys: Output) -> None:
+    known(state)
+    assert main.main(["retrain", "digits", "--why", "new labels", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "digits"
+    assert main.main(["retrain", "digits", "--why", "new labels", "--wait"]) == 69
+    assert "nothing runs" in capsys.readouterr().err
+
+
+STARTED = Retrain(sequence=1, workflow="w-1", claim="c", phase="Submitted", first_claimed_at=NOW, claimed_at=NOW)
+HELD = Row(kind="Hold", reason="Cooldown", message="", first=NOW, last=NOW)
+
+
+@pytest.mark.parametrize(
+    ("ended", "after", "code"),
+    [
+        ("Promoted", replace(STARTED, phase="Finished", outcome="Promoted"), 0),
+        ("Rejected", replace(STARTED, phase="Finished", outcome="Rejected"), 3),
+        ("Promoted", replace(STARTED, sequence=2, workflow="w-2", claim="another"), 0),
+        ("Rejected", replace(STARTED, sequence=2, workflow="w-2", claim="another", outcome="Promoted"), 3),
+    ],
+)
+def test_wait_judges_the_retrain_that_it_followed_whatever_came_after(
+    sink: Sink, state: State, capsys: Output, ended: str, after: Retrain, code: int
+) -> None:
+    known(state, retrain=STARTED)
+    looked = iter(range(100))
+    before = LocalLedger.read
+
+    def read(self: LocalLedger, name: str) -> Record | None:
+        record = before(self, name)
+        if next(looked) < 1 or record is None:
+            return record
+        end = Row(kind="Finished", reason=ended, message="as it went", first=NOW, last=NOW, workflow="w-1")
+        return replace(record, status=replace(record.status, retrain=after, history=(end, HELD)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLedger, "read", read)
+        assert main.main(["send", "digits", "--url", sink.url, "--wait"]) == code
+    assert capsys.readouterr().out.endswith(f"default/digits: retrain ended: {ended} (as it went)\n")
+
+
+def test_wait_follows_a_retrain_whose_workflow_had_to_take_another_name(
+    sink: Sink, state: State, capsys: Output
+) -> None:
+    renamed = replace(STARTED, sequence=2, workflow="w-2")
+    over = replace(renamed, phase="Finished", outcome="Promoted")
+    known(state, retrain=STARTED)
+    looks = iter([STARTED, STARTED, renamed, over])
+    before = LocalLedger.read
+
+    def read(self: LocalLedger, name: str) -> Record | None:
+        record = before(self, name)
+        assert record is not None
+        end = Row(kind="Finished", reason="Promoted", message="", first=NOW, last=NOW, workflow="w-2")
+        return replace(record, status=replace(record.status, retrain=next(looks), history=(end,)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLedger, "read", read)
+        assert main.main(["send", "digits", "--url", sink.url, "--wait"]) == 0
+    assert "w-2: Submitted" in capsys.readouterr().out
+
+
+def test_a_person_refuses_an_accepted_model(state: State) -> None:
+    known(state, retrain=STARTED)
+    asked = {"type": "Suspend", "phase": "Running", "name": "approve", "templateName": "approve"}
+    doc = {"metadata": {"name": "w-1"}, "spec": {}, "status": {"phase": "Running", "nodes": {"approve": asked}}}
+    state.objects().create("Workflow", "w-1", doc, pending=True)
+    assert main.main(["approve", "digits", "--reject", "it looks odd"]) == 0
+    stored = state.objects().get("Workflow", "w-1")
+    assert stored is not None
+    node = stored.doc["status"]["nodes"]["approve"]
+    assert node["phase"] == "Failed"
+    assert node["message"].endswith(": it looks odd")
+    assert node["message"].startswith("rejected by ")
+
+
+def test_a_model_that_the_file_no_longer_names_goes_back_to_the_defaults(state: State) -> None:
+    def policies(models: list[dict[str, object]]) -> dict[str, bool]:
+        Stack(state, config.check({"models": models}, state.root), {})._set_policies()
+        return {record.model: record.policy.suspend for record in state.records().records()}
+
+    assert policies([{"model": "a", "suspend": True}, {"model": "b"}]) == {"a": True, "b": False}
+    assert policies([{"model": "b", "suspend": True}]) == {"a": False, "b": True}
+
+
 def test_a_request_loses_against_no_other_writer(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     known(state)
     before = LocalLedger.request
@@ -289,6 +378,9 @@ def test_there_is_nothing_to_approve_without_a_retrain(state: State, capsys: Out
 class OneVersion:
     """A registry that knows one version."""
 
+    def __init__(self) -> None:
+        self.aliases: list[tuple[str, str, str]] = []
+
     def register(self, *_: object) -> str:
         return "1"
 
@@ -296,7 +388,7 @@ class OneVersion:
         pass
 
     def alias(self, name: str, alias: str, version: str) -> None:
-        pass
+        self.aliases.append((name, alias, version))
 
 
 @pytest.fixture
@@ -358,6 +450,22 @@ def test_nobodys_key_verifies_nothing(signed: tuple[World, Path], tmp_path: Path
     assert pointer.unseal(signed[0].pointer_file().read_bytes(), signed[0].trusted).serial == 1
 
 
+# --- adopt -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adopted_model_gets_the_alias_that_its_owner_chose(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = OneVersion()
+    monkeypatch.setattr(adoption, "MlflowRegistry", lambda _uri: registry)
+    state.addresses.write_text(json.dumps({"mlflow": "http://127.0.0.1:9"}))
+    LocalLedger(state.objects(), lambda: "uid").set_spec("default", "digits", {"alias": "serving"}, NOW)
+    model = World(tmp_path).make_model()
+    assert main.main(["adopt", "digits", str(model)]) == 0
+    assert main.main(["adopt", "digits", str(model), "--environment", "prod"]) == 0
+    assert registry.aliases == [("digits", "serving", "1"), ("digits", "champion-prod", "1")]
+
+
 # --- up ----------------------------------------------------------------------------------------------------------
 
 
@@ -376,3 +484,46 @@ def test_up_tells_each_new_row_once(state: State, capsys: Output) -> None:
     main._tell(state, told)
     main._tell(state, told)
     assert capsys.readouterr().out == "12:05:00  default/digits  retrain submitted: Drift  \n"
+
+
+@pytest.fixture
+def idle_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A configuration of a stack whose parts do nothing, and never become ready."""
+    monkeypatch.setattr(Stack, "_mlflow", lambda self: self._spawn("mlflow", ["sleep", "60"], {}))
+    monkeypatch.setattr(Stack, "_function", lambda self, name, *_: self._spawn(name, ["sleep", "60"], {}))
+    path = tmp_path / "aegis.yaml"
+    path.write_text(json.dumps({"ports": dict(zip(config.PORTS, free_ports(3), strict=True))}))
+    return path
+
+
+def test_ctrl_c_while_the_parts_start_ends_them(
+    idle_parts: Path, state: State, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr(stack, "READY_WITHIN_S", 3.0)
+    wait_ready = Stack._wait_ready
+
+    def interrupt_first(self: Stack, name: str, path: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_ready(self, name, path)
+
+    monkeypatch.setattr(Stack, "_wait_ready", interrupt_first)
+    assert main.main(["up", "--config", str(idle_parts)]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("Stopping ...\n")
+    assert "Ready." not in said
+    assert not state.addresses.exists()
+
+
+def test_a_part_that_does_not_become_ready_is_named(
+    idle_parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr(stack, "READY_WITHIN_S", 0.2)
+    assert main.main(["up", "--config", str(idle_parts)]) == 75
+    assert "trigger did not become ready" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_pickles_are_for_the_file_to_allow(state: State, allowed: bool) -> None:
+    settings = config.check({"allowPickle": allowed} if allowed else {}, state.root)
+    steps = Stack(state, settings, {})._runner().config["aegis-steps"]
+    assert steps["AEGIS_ALLOW_PICKLE"] == str(allowed).lower()

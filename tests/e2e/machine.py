@@ -6,42 +6,21 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from aegis_cli.stack import State
 from retrain_trigger.model import Record, object_name
 from tests.storage.servers import clean
+from tests.support import free_ports, until
 from tests.train_model.datasets import Digits, save_npz
 
 AEGIS = str(Path(sys.executable).with_name("aegis"))
-T = TypeVar("T")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def until(condition: Callable[[], T], what: str, *, within_s: float = 120.0) -> T:
-    """Wait for a condition and return what it gave; AssertionError that says what did not come."""
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 def below(pid: int) -> set[int]:

@@ -340,6 +340,11 @@ def _a_ledger_that_names_another_version(demo: Demo) -> Iterator[None]:
 
 
 @against("the same alert again, and another, made no second Workflow")
+def _a_repeat_that_nobody_noticed(demo: Demo) -> Iterator[None]:
+    yield from ledger(demo, GOOD, lambda status: status["history"][-1].update(count=1))
+
+
+@against("the same alert again, and another, made no second Workflow")
 def _a_second_workflow(demo: Demo) -> Iterator[None]:
     yield from second_workflow(demo)
 

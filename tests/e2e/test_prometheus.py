@@ -20,8 +20,9 @@ import yaml
 
 from retrain_trigger.model import Evidence
 from tests.conftest import needs
-from tests.e2e.machine import Machine, free_ports, until
+from tests.e2e.machine import Machine
 from tests.faults.proxy import FaultProxy
+from tests.support import free_ports, until
 from tests.train_model.datasets import digits
 from tests.trigger.host import Host, receiver_host
 

@@ -15,8 +15,9 @@ from aegis import package, signature
 from aegis.pointer import Pointer, read
 from aegis.storage import open_store
 from tests.conftest import needs
-from tests.e2e.machine import Machine, alive, as_json, below, until
+from tests.e2e.machine import Machine, alive, as_json, below
 from tests.storage.servers import s3
+from tests.support import until
 from tests.train_model.datasets import cifar_batch, digits
 
 EXAMPLE = (

@@ -142,6 +142,24 @@ def test_a_body_that_is_no_event_is_refused(body: bytes) -> None:
         decode({"content-type": "application/cloudevents+json"}, body)
 
 
+@pytest.mark.parametrize(
+    "media",
+    ["application/cloudevents+json", "application/cloudevents+json; charset=utf-8", "application/json", "", None],
+)
+def test_a_structured_event_is_read_as_json(media: str | None) -> None:
+    assert decode({} if media is None else {"content-type": media}, structured()).id == "1"
+
+
+@pytest.mark.parametrize(
+    "media",
+    ["text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+     "text/json", "application/cloudevents", "application/cloudevents+xml", "application/cloudevents+json, text/plain"],
+)  # fmt: skip
+def test_a_body_of_another_content_type_is_no_structured_event(media: str) -> None:
+    with pytest.raises(Malformed, match="content type"):
+        decode({"content-type": media}, structured())
+
+
 def test_batches_are_refused() -> None:
     with pytest.raises(Malformed, match="batches"):
         decode({"content-type": "application/cloudevents-batch+json"}, b"[]")
@@ -317,6 +335,8 @@ def drift_with(**changes: Any) -> CloudEvent:
         ({"ends_at": "2020-01-01T00:00:00Z"}, "ends_at"),
         ({"score": "1"}, "score"),
         ({"score": True}, "score"),
+        ({"score": 10**400}, "score"),
+        ({"score": -(10**400)}, "score"),
         ({"labels": ["a"]}, "labels"),
         ({"labels": {"a": 1}}, "labels"),
         ({"summary": 7}, "summary"),
@@ -335,6 +355,10 @@ def test_a_faulty_drift_event_is_refused_by_name(changes: dict[str, Any], fault:
 def test_data_that_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         from_cloudevent(CloudEvent(type="dev.aegis.drift.detected.v1", source="/s", id="1", time=NOW, data=data))
+
+
+def test_the_largest_score_is_a_number() -> None:
+    assert from_cloudevent(drift_with(score=10**308)).score == 1e308
 
 
 def test_another_type_is_no_drift_event() -> None:

@@ -28,6 +28,10 @@ def test_the_seal_is_the_documented_hmac() -> None:
     assert seal(EVENT, KEY) == "79ea3e40f14caa521fcf9a2b0e9a61f22643518ab431401b74887edf9875f426"
 
 
+def test_the_seal_of_an_event_without_a_time_is_fixed_too() -> None:
+    assert seal(replace(EVENT, time=None), KEY) == "3635cc5899a6e3ad120d452722f11040bcd274b4e1ba177d1da9d26fa05bebcf"
+
+
 @given(cloud_events, st.booleans())
 @settings(deadline=None)
 def test_a_sealed_event_stays_sealed_in_either_mode(event: CloudEvent, structured: bool) -> None:

@@ -1,5 +1,5 @@
 """A small HTTP proxy that makes chosen calls go wrong: it refuses, delays, answers 500 after the work was done, or
-kills the caller before or after the call. Every boundary at which it did so is kept, and named at the end of the run.
+kills the calling process before or after the call. Every boundary at which it did so is named at the end of the run.
 
 HTTP/1.1 on loopback, one request a connection upstream; what comes through otherwise is what the caller sent.
 """
@@ -13,10 +13,11 @@ import signal
 import socket
 import struct
 import threading
-from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -38,19 +39,29 @@ class Kind(StrEnum):
 
 @dataclass
 class Fault:
-    """What happens to the `nth` call (from 1) whose method and path match; `times` calls from there on."""
+    """What happens to the `nth` call (from 1) whose method and path match; `times` calls from there on.
+
+    The path is matched as the report shows it. `about` is a text that the call must hold, in its target or its body.
+    `pid` says whom a fault kills, by default the caller, and `whom` what the report calls that process. `fired` counts
+    the calls to which it happened.
+    """
 
     kind: Kind
     path: str = ".*"
     method: str = ".*"
     nth: int = 1
     times: int = 1
+    about: str = ""
     delay_s: float = 0.0
     pid: Callable[[], int] | None = None
+    whom: str = "caller"
     seen: int = 0
+    fired: int = 0
 
-    def takes(self, method: str, path: str) -> bool:
-        if not (re.fullmatch(self.method, method) and re.fullmatch(self.path, path)):
+    def takes(self, call: Call, content: bytes) -> bool:
+        if not (re.fullmatch(self.method, call.method) and re.fullmatch(self.path, call.path)):
+            return False
+        if self.about.encode() not in content:
             return False
         self.seen += 1
         return self.nth <= self.seen < self.nth + self.times
@@ -58,12 +69,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that came: the method, the path without its query, the status that the server gave (0: none)."""
+    """A call that came: the proxy's name, the method, the path without its query, as the report shows it."""
 
+    server: str
     method: str
     path: str
-    status: int = 0
-    fault: Kind | None = None
 
 
 @dataclass
@@ -90,8 +100,9 @@ class Message:
 class FaultProxy:
     """`with FaultProxy("sink", port) as proxy:` listens on `proxy.port` and forwards to `upstream`.
 
-    `name` names the server in the boundaries. A fault is `proxy.add(Fault(...))`, `proxy.clear()` takes all away;
-    `down()` and `up()` close and open the port itself. `simplify` shortens paths for the report.
+    `name` names who talks to whom in the report. A fault is `proxy.add(Fault(...))`, `proxy.clear()` takes all away;
+    `down()` and `up()` close and open the port itself. `simplify` shortens paths for the report. Proxies that share
+    one list of `calls` know in which order they came.
     """
 
     name: str
@@ -135,9 +146,6 @@ class FaultProxy:
     def up(self) -> None:
         self._do(self._listen())
 
-    def counts(self) -> Counter[tuple[str, str]]:
-        return Counter((call.method, call.path) for call in self.calls)
-
     # --- inside the loop ---
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -174,31 +182,26 @@ class FaultProxy:
 
     async def _handle(self, request: Message, writer: asyncio.StreamWriter) -> None:
         method, target, _ = request.start.split(" ", 2)
-        path = target.partition("?")[0]
-        fault = next((fault for fault in list(self.faults) if fault.takes(method, path)), None)
+        call = Call(self.name, method, self.simplify(target.partition("?")[0]))
+        self.calls.append(call)
+        content = target.encode() + b" " + request.body
+        fault = next((fault for fault in list(self.faults) if fault.takes(call, content)), None)
         kind = fault.kind if fault else None
         if fault and kind in (Kind.REFUSE, Kind.KILL_BEFORE):
-            self._note(method, path, 0, fault)
+            _happens(fault, call, writer)
             _reset(writer)
             return
         answer = await self._forward(request)
-        status = int(answer.start.split(" ")[1])
+        if fault:
+            _happens(fault, call, writer)
         if fault and kind is Kind.DELAY:
-            self._note(method, path, status, fault)
             await asyncio.sleep(fault.delay_s)
-        elif fault and kind is Kind.ERROR_AFTER:
-            self._note(method, path, status, fault)
+        elif kind is Kind.ERROR_AFTER:
             answer = Message("HTTP/1.1 500 Internal Server Error", [("Content-Type", "text/plain")], b"a fault\n")
         elif fault:
-            self._note(method, path, status, fault)
             _reset(writer)
             return
-        else:
-            self._note(method, path, status, None)
-        if method == "HEAD":
-            writer.write(_head_only(answer))
-        else:
-            writer.write(answer.encode())
+        writer.write(_head_only(answer) if method == "HEAD" else answer.encode())
         await writer.drain()
 
     async def _forward(self, request: Message) -> Message:
@@ -213,14 +216,27 @@ class FaultProxy:
             raise ConnectionResetError("the server closed without an answer")
         return answer
 
-    def _note(self, method: str, path: str, status: int, fault: Fault | None) -> None:
-        self.calls.append(Call(method, path, status, fault.kind if fault else None))
-        if fault is None:
-            return
-        hit(self.name, f"{method} {self.simplify(path)}", str(fault.kind))
-        if fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER):
-            assert fault.pid is not None
-            os.kill(fault.pid(), signal.SIGKILL)
+
+def _happens(fault: Fault, call: Call, writer: asyncio.StreamWriter) -> None:
+    """Count it, for the test and for the report, and kill who is to be killed."""
+    if fault.kind in (Kind.KILL_BEFORE, Kind.KILL_AFTER):
+        pid = fault.pid() if fault.pid else _caller(writer)
+        assert pid != os.getpid(), "a test calls through a proxy that kills its callers"
+        os.kill(pid, signal.SIGKILL)
+    fault.fired += 1
+    hit(call.server, f"{call.method} {call.path}", str(fault.kind).replace("caller", fault.whom))
+
+
+def _caller(writer: asyncio.StreamWriter) -> int:
+    """The process at the other end of a connection: the kernel knows the socket, and /proc who holds it."""
+    theirs, ours = (f"0100007F:{writer.get_extra_info(name)[1]:04X}" for name in ("peername", "sockname"))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    [inode] = [line[9] for line in lines if line[1:3] == [theirs, ours]]
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(entry) == f"socket:[{inode}]":  # noqa: PTH115  # a socket is no path
+                return int(entry.parts[2])
+    raise AssertionError("the caller is gone")
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.faults.boundaries import HITS, lines
-from tests.faults.proxy import Fault, FaultProxy, Kind
+from tests.faults.proxy import Call, Fault, FaultProxy, Kind
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -89,7 +89,8 @@ def test_without_a_fault_nothing_changes(proxy: FaultProxy, server: Server) -> N
     assert ask(proxy, "GET", "/empty", None)[0] == 204
     assert ask(proxy, "HEAD", "/a", None)[0] == 201
     assert [call[:2] for call in server.done][:2] == [("POST", "/a"), ("PUT", "/big?x=1")]
-    assert lines() == [line for line in lines() if not line.startswith("test:")], "no fault, no boundary"
+    assert proxy.calls[0] == Call("test", "POST", "/a")
+    assert "test" not in lines(), "no fault, no boundary"
 
 
 def test_a_chunked_request_arrives_whole(proxy: FaultProxy, server: Server) -> None:
@@ -112,7 +113,6 @@ def test_500_comes_after_the_work(proxy: FaultProxy, server: Server) -> None:
     proxy.add(Fault(Kind.ERROR_AFTER))
     assert ask(proxy)[:2] == (500, b"a fault\n")
     assert len(server.done) == 1
-    assert proxy.calls[0].status == 201
 
 
 def test_a_delay_holds_the_answer_back_not_the_work(proxy: FaultProxy, server: Server) -> None:
@@ -139,21 +139,34 @@ def test_down_is_refused_by_the_kernel_and_up_comes_back_on_the_same_port(proxy:
     assert ask(proxy)[0] == 201
 
 
+def test_only_a_call_about_something_goes_wrong(proxy: FaultProxy) -> None:
+    proxy.add(Fault(Kind.ERROR_AFTER, about="wanted", times=2))
+    assert [ask(proxy, path=path, body=body)[0] for path, body in
+            (("/a?b=c", b"x"), ("/a?b=wanted", b"x"), ("/a", b"it is wanted"))] == [201, 500, 500]  # fmt: skip
+
+
 @pytest.mark.parametrize(("kind", "work"), [(Kind.KILL_BEFORE, 0), (Kind.KILL_AFTER, 1)])
 def test_the_caller_is_killed(proxy: FaultProxy, server: Server, kind: Kind, work: int) -> None:
     code = f"import urllib.request; urllib.request.urlopen('{proxy.url}/x', b'data'); print('survived')"
-    pids: list[int] = []
-    proxy.add(Fault(kind, pid=lambda: pids[0]))
+    fault = proxy.add(Fault(kind))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as caller:
-        pids.append(caller.pid)
         out, _ = caller.communicate(timeout=20)
-    assert (caller.returncode, out) == (-9, b"")
+    assert (caller.returncode, out, fault.fired) == (-9, b"", 1)
     assert len(server.done) == work
+
+
+def test_somebody_else_is_killed_if_it_is_said(proxy: FaultProxy) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        proxy.add(Fault(Kind.KILL_BEFORE, pid=lambda: other.pid))
+        with pytest.raises(ConnectionResetError):
+            ask(proxy)
+        assert other.wait(20) == -9
 
 
 def test_each_boundary_is_named(proxy: FaultProxy) -> None:
     proxy.simplify = lambda path: path.replace("/1", "/<n>")
-    proxy.add(Fault(Kind.ERROR_AFTER, times=2))
+    proxy.add(Fault(Kind.ERROR_AFTER, path="/a/<n>", times=2))
     ask(proxy, path="/a/1")
     ask(proxy, path="/a/1")
-    assert "test: POST /a/<n>: 500 after the work 2x" in lines()
+    place = lines().index("test")
+    assert lines()[place + 1] == "  POST /a/<n>: 500 after the work 2x"

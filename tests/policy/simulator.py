@@ -2,7 +2,7 @@
 
 The adapters are the product's own over a table in memory. Not a benchmark, and no test of HTTP or training.
 
-    python -m tests.policy.simulator --model-days 10000 --seed 1
+    python -m tests.policy.simulator --model-days 10000 --seed 1 --record docs/simulation.md
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from aegis.errors import AlreadyExists, Conflict, NotFound, Temporary
-from aegis.events import DriftEvent
+from aegis.events import UNKNOWN_VERSION, DriftEvent
+from aegis.settings import spell_duration
 from retrain_trigger.local import MODELS, WORKFLOWS, LocalBudgets, LocalLedger, LocalWorkflows
-from retrain_trigger.model import Record, object_name
+from retrain_trigger.model import Record, Retrain, object_name
+from retrain_trigger.policy import fires
 from retrain_trigger.sqlite import Objects, Stored
 from retrain_trigger.trigger import Limits, Trigger
 from retrain_trigger.workflow import CLAIM, MODEL_LABEL
@@ -40,6 +43,8 @@ SKEW = 2 * MINUTE
 RECONCILE = 15 * MINUTE
 MAX_BYTES = 48 * 1024
 MODELS_A_FLEET = 8
+CROWD = 40
+"""Models of every fifth fleet, which all drift at once while the budget is one an hour: some wait for days."""
 
 
 class Table:
@@ -113,6 +118,8 @@ class Model:
     cooldown: timedelta
     features: int
     repeat: timedelta
+    ttl: timedelta
+    quiet: timedelta
     approval: bool
     canary: bool
     serving: list[str] = field(default_factory=lambda: ["v1"])
@@ -121,7 +128,13 @@ class Model:
     asked: tuple[str, datetime] | None = None
     newest_sighting: datetime = START - DAY
     settled: datetime | None = None
+    failures: int = 0
+    failed: datetime | None = None
+    broken_until: datetime = START
+    pointer: str | None = None
+    replaced: list[str] = field(default_factory=list)
     unattended: datetime | None = None
+    waits_in_vain: datetime | None = None
     running: str | None = None
     sequence: int = 0
     asks: str = ""
@@ -140,6 +153,7 @@ class Summary:
     reconciles: int = 0
     retrains: int = 0
     kills: int = 0
+    adopted: int = 0
     ledger_writes: int = 0
     largest_ledger: int = 0
     longest_unattended: timedelta = timedelta(0)
@@ -156,6 +170,7 @@ class Summary:
             f"reconciles            {self.reconciles}",
             f"processes killed      {self.kills}",
             f"retrains              {self.retrains}",
+            f"champions by others   {self.adopted}",
             f"ledger writes         {self.ledger_writes} ({per_event:.2f} an event)",
             f"largest ledger        {self.largest_ledger} bytes",
             f"longest unattended    {self.longest_unattended}",
@@ -171,7 +186,7 @@ class Summary:
 class Fleet:
     """Some models, one budget, several replicas of the trigger, and everything around them."""
 
-    def __init__(self, seed: int, days: int, summary: Summary) -> None:
+    def __init__(self, seed: int, days: int, summary: Summary, *, crowded: bool = False) -> None:
         self.rng = random.Random(seed)
         self.seed, self.days, self.summary = seed, days, summary
         self.now = START
@@ -183,7 +198,7 @@ class Fleet:
         objects = cast(Objects, self.table)
         self.ledger = ReadOnce(objects, self.token)
         self.ports = Ports(self.ledger, LocalBudgets(objects), LocalWorkflows(objects, self.token))
-        self.limit = self.rng.choice((1, 1, 2, 20))
+        self.limit = 1 if crowded else self.rng.choice((1, 1, 2, 20))
         self.limits = Limits(prefixes=(PREFIX,), budget=self.limit)
         self.fault_in = -1
         self.nested = False
@@ -191,13 +206,16 @@ class Fleet:
         self.down_until = START
         self.claims: list[datetime] = []
         self.seen_made = 0
-        self.models = [self.model(n) for n in range(MODELS_A_FLEET)]
+        features = (1,) if crowded else (1, 1, 2, 4, 18)
+        self.models = [self.model(n, features) for n in range(CROWD if crowded else MODELS_A_FLEET)]
         self.by_key = {model.key: model for model in self.models}
         self.at(START, self.tick)
-        self.at(START + self.uniform(HOUR, 6 * DAY), self.incident)
+        self.at(START + (HOUR if crowded else self.uniform(HOUR, 6 * DAY)), self.incident)
         for model in self.models:
             self.at(START + self.uniform(HOUR, 4 * DAY), lambda m=model: self.drifts(m))  # type: ignore[misc]
             self.at(START + self.uniform(DAY, 9 * DAY), lambda m=model: self.person(m))  # type: ignore[misc]
+            self.at(START + self.uniform(DAY, 20 * DAY), lambda m=model: self.adopts(m))  # type: ignore[misc]
+            self.at(START + self.uniform(DAY, 25 * DAY), lambda m=model: self.breaks(m))  # type: ignore[misc]
 
     # --- building ---
 
@@ -214,7 +232,12 @@ class Fleet:
         heapq.heappush(self.queue, (when, next(self.tie), what))
 
     def replica(self, skew: timedelta) -> Trigger:
-        return self.ports.watched(self.hook).trigger(self.limits, lambda: self.now + skew, self.token)
+        ports = self.ports.watched(self.hook)
+        return ports.trigger(self.limits, lambda: self.now + skew, self.token, self.read_pointer)
+
+    def read_pointer(self, _environment: str, model: str) -> str | None:
+        """The champion's serial; now and then it cannot be had."""
+        return None if self.chance(0.1) else self.by_key[object_name("default", model)].pointer
 
     def hook(self, _moment: str, _port: str, _method: str) -> None:
         """Between any two calls: a kill, a store that fails after doing its work, or another replica at work."""
@@ -235,18 +258,23 @@ class Fleet:
         finally:
             self.nested = False
 
-    def model(self, number: int) -> Model:
+    def model(self, number: int, features: Sequence[int]) -> Model:
         rng = self.rng
+        ttl = rng.choice((2 * HOUR, 8 * HOUR, 8 * HOUR, 36 * HOUR))
         model = Model(
             name=f"model-{number}",
             cooldown=rng.choice((HOUR, 6 * HOUR, 6 * HOUR, 24 * HOUR)),
-            features=rng.choice((1, 1, 2, 4, 18)),
+            features=rng.choice(features),
             repeat=rng.choice((10 * MINUTE, HOUR, 4 * HOUR, 4 * HOUR, 12 * HOUR, 24 * HOUR)),
+            ttl=ttl,
+            quiet=max(ttl, rng.choice((6 * HOUR, 48 * HOUR, 48 * HOUR, 96 * HOUR))),  # shorter, firing would be quiet
             approval=self.chance(0.2),
             canary=self.chance(0.2),
         )
-        spec = {"cooldown": f"{int(model.cooldown / HOUR)}h", "approval": model.approval}
-        self.ledger.set_spec("default", model.name, {**spec, "maxAttempts": rng.choice((1, 3, 3, 5))}, self.now)
+        times = {"cooldown": model.cooldown, "evidenceTTL": model.ttl, "quietPeriod": model.quiet}
+        spec = {name: spell_duration(time) for name, time in times.items()}
+        spec |= {"approval": model.approval, "maxAttempts": rng.choice((1, 3, 3, 5))}
+        self.ledger.set_spec("default", model.name, spec, self.now)
         return model
 
     # --- the world ---
@@ -257,7 +285,8 @@ class Fleet:
             if self.chance(0.002):
                 self.down_until = self.now + self.uniform(HOUR, 30 * HOUR)
             self.summary.reconciles += 1
-            self.call(lambda replica: replica.reconcile())
+            if "failed" in (self.call(lambda replica: replica.reconcile()) or ()):
+                self.violated("reconcile met a fault that nobody foresaw; the log has it")
             self.check()
         self.at(self.now + RECONCILE, self.tick)
 
@@ -350,6 +379,8 @@ class Fleet:
             return
         self.summary.events += 1
         if drift.firing:
+            if drift.seen - model.newest_sighting >= model.quiet - SKEW:
+                model.failures = 0  # so may the ledger have done
             model.newest_sighting = max(model.newest_sighting, drift.seen)
         before = self.table.writes[MODELS]
         decided = self.call(lambda replica: replica.event(drift).decision)
@@ -390,20 +421,36 @@ class Fleet:
         spec = {k: v for k, v in stored.doc["spec"].items() if k not in ("environment", "model")}
         self.ledger.set_spec("default", model.name, {**spec, "suspend": suspended}, self.now)
 
+    def adopts(self, model: Model) -> None:
+        """Somebody else makes another model the champion; sooner or later perhaps it also serves."""
+        self.at(self.now + self.uniform(2 * DAY, 25 * DAY), lambda: self.adopts(model))
+        self.summary.adopted += 1
+        model.pointer, model.replaced = str(next(self.ids)), []
+        if self.chance(0.5):
+            self.at(self.now + self.uniform(MINUTE, DAY), lambda: self.rolls_out(model, "adopted"))
+
+    def breaks(self, model: Model) -> None:
+        """For a time no retrain gets to an outcome of its own: a registry is down, nodes are lost, people cancel."""
+        model.broken_until = self.now + self.uniform(6 * HOUR, 3 * DAY)
+        self.at(model.broken_until + self.uniform(5 * DAY, 40 * DAY), lambda: self.breaks(model))
+
     # --- Workflows ---
 
     def begun(self, model: Model, name: str) -> None:
         """A Workflow was created: it waits, runs, perhaps waits for a person, and ends somehow."""
         outcome = self.rng.choices(list(OUTCOMES), list(OUTCOMES.values()))[0]
-        queued = self.uniform(SECOND, 20 * MINUTE) if self.chance(0.98) else self.uniform(5 * HOUR, 30 * HOUR)
+        if self.now < model.broken_until:
+            outcome = self.rng.choice(("Failed", "Failed", "Lost", "Cancelled"))
+        queued = self.uniform(SECOND, 20 * MINUTE) if self.chance(0.98) else self.uniform(5 * HOUR, 40 * HOUR)
         runs = self.uniform(5 * MINUTE, 3 * HOUR) if self.chance(0.98) else self.uniform(4 * HOUR, 9 * HOUR)
         self.at(self.now + queued, lambda: self.update(name, {"phase": "Running"}))
         end = self.now + queued + runs
         if model.approval and outcome == "Promoted":
             waiting = {"phase": "Running", "nodes": {"approve": {"type": "Suspend", "phase": "Running"}}}
             self.at(end, lambda: self.update(name, waiting))
-            end += self.uniform(MINUTE, 6 * HOUR) if self.chance(0.8) else self.uniform(20 * HOUR, 40 * HOUR)
-        self.at(end, lambda: self.over(model, name, outcome))
+            end += self.uniform(MINUTE, 6 * HOUR) if self.chance(0.7) else self.uniform(20 * HOUR, 60 * HOUR)
+        compared = model.pointer
+        self.at(end, lambda: self.over(model, name, outcome, compared))
 
     def update(self, name: str, status: dict[str, Any]) -> None:
         stored = self.table.get(WORKFLOWS, name)
@@ -411,23 +458,41 @@ class Fleet:
             doc = {**stored.doc, "status": status}
             self.table.replace(WORKFLOWS, name, doc, stored.version, pending=stored.pending)
 
-    def over(self, model: Model, name: str, outcome: str) -> None:
+    def over(self, model: Model, name: str, outcome: str, compared: str | None) -> None:
+        """The Workflow ends. A challenger that was compared with another champion than today's is stale."""
         stored = self.table.rows[WORKFLOWS][name]
+        if outcome == "Promoted" and compared != model.pointer:
+            outcome = "Failed:ChampionChanged"
         self.summary.outcomes[outcome] += 1
         outcome, _, reason = outcome.partition(":")
         model.running = None
+        self.note(model, outcome)
         if outcome == "Lost":
             del self.table.rows[WORKFLOWS][name]
             return
-        doc = ended(stored.doc, outcome, self.now, reason=reason, pointer=str(next(self.ids)))
+        pointer = str(next(self.ids))
+        doc = ended(stored.doc, outcome, self.now, reason=reason, pointer=pointer)
         self.table.replace(WORKFLOWS, name, doc, stored.version)
-        if outcome != "Failed":
-            model.settled = self.now
         self.at(self.now + max(model.cooldown, DAY) + 2 * HOUR, lambda: self.forget(name))
         if outcome == "Promoted":
+            model.pointer = pointer
             late = self.rng.choice((HOUR, 6 * HOUR, 2 * DAY, None))
             if late is not None:
                 self.at(self.now + self.uniform(MINUTE, late), lambda: self.rolls_out(model, name))
+
+    def note(self, model: Model, outcome: str) -> None:
+        """What the next Workflow of the model will be held against."""
+        record = self.ledger.read(model.key)
+        assert record is not None
+        retrain = record.status.retrain
+        assert retrain is not None
+        model.failures = model.failures + 1 if outcome in ("Failed", "Lost", "Cancelled") else 0
+        model.failed = self.now if outcome in ("Failed", "Lost") else None
+        if model.failed is None:
+            model.settled = self.now
+        if outcome == "Promoted":
+            # The ledger remembers more of them; the last are enough to see that it looks.
+            model.replaced = [*model.replaced, *(v for v in retrain.versions if v != UNKNOWN_VERSION)][-3:]
 
     def forget(self, name: str) -> None:
         if self.now < self.down_until + HOUR:
@@ -475,7 +540,21 @@ class Fleet:
                 self.violated(f"{name} began inside the cooldown")
             if model.newest_sighting <= model.settled - SKEW:
                 self.violated(f"{name} was trained on evidence from before the end of the last retrain")
+        if retrain is not None:
+            self.check_waits(model, retrain)
         self.begun(model, name)
+
+    def check_waits(self, model: Model, retrain: Retrain) -> None:
+        """Nor may it begin before the pause after a failure, or for versions whose successor waits to be rolled out."""
+        if retrain.requested_by is not None:
+            model.failures = 0
+            return
+        if model.failed is not None:
+            pause = min(model.cooldown, 10 * MINUTE * 2 ** max(min(model.failures, 10) - 1, 0))
+            if retrain.first_claimed_at < model.failed + pause - SKEW:
+                self.violated(f"{retrain.workflow} began inside the pause after failure {model.failures}")
+        if retrain.versions and set(retrain.versions) <= set(model.replaced):
+            self.violated(f"{retrain.workflow} trains for versions that were replaced")
 
     def check_ledger(self, model: Model) -> None:
         stored = self.table.rows[MODELS][model.key]
@@ -501,12 +580,14 @@ class Fleet:
             self.summary.humans[human.reason] += 1
         model.asks = human.reason if human is not None and asks else ""
         self.check_bounded(model, in_flight or asks)
+        self.check_rollout(model, record)
         if model.asked is not None:
             self.check_request(model, record)
 
     def check_bounded(self, model: Model, attended: bool) -> None:
-        """Who goes on firing, seen at least every 4 h, is retrained or shows NeedsHuman in time."""
-        fires = any(a.starts_at and a.repeat <= 4 * HOUR for a in model.alerts.values())
+        """Who goes on firing, seen well within evidenceTTL and every 4 h, is retrained or shows NeedsHuman in time."""
+        often = min(4 * HOUR, model.ttl / 2)
+        fires = any(a.starts_at and a.repeat <= often for a in model.alerts.values())
         if attended or not fires or model.suspended or self.now < self.down_until + HOUR:
             model.unattended = None
             return
@@ -516,6 +597,19 @@ class Fleet:
         if waits > model.cooldown + DAY + 4 * HOUR + 2 * HOUR:
             self.violated(f"{model.name} fires since {waits} and nobody knows")
             model.unattended = None
+
+    def check_rollout(self, model: Model, record: Record) -> None:
+        """Nobody goes on waiting for a roll-out once somebody else changed the champion."""
+        status, now = record.status, self.now
+        retraining = status.condition("Retraining")
+        waits = retraining is not None and retraining.reason == "WaitingForRollout" and status.pointer != model.pointer
+        if not waits or now < self.down_until + HOUR or not any(fires(a, record.policy, now) for a in status.evidence):
+            model.waits_in_vain = None
+            return
+        model.waits_in_vain = model.waits_in_vain or now
+        if now - model.waits_in_vain > 3 * HOUR:
+            self.violated(f"{model.name} waits for a roll-out, but somebody changed the champion")
+            model.waits_in_vain = None
 
     def check_request(self, model: Model, record: Record) -> None:
         assert model.asked is not None
@@ -540,7 +634,8 @@ def simulate(model_days: int, seed: int, *, days: int = 25, stop_at: int | None 
     for fleet in itertools.count():
         if summary.model_days >= model_days or (stop_at is not None and len(summary.violations) >= stop_at):
             return summary
-        Fleet(seed * 1_000_003 + fleet, days, summary).run()
+        crowded = fleet % 5 == 4
+        Fleet(seed * 1_000_003 + fleet, max(days // 5, 3) if crowded else days, summary, crowded=crowded).run()
     raise AssertionError("unreachable")
 
 
@@ -548,12 +643,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Simulate models, alerts, people and faults around the trigger.")
     parser.add_argument("--model-days", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--record", type=Path, metavar="PAGE", help="put what is printed into this page's block")
     asked = parser.parse_args()
     logging.getLogger("aegis").setLevel(logging.ERROR)
     began = time.perf_counter()
     summary = simulate(asked.model_days, asked.seed)
     print(summary.text())
     print(f"took                  {time.perf_counter() - began:.0f} s")
+    if asked.record:
+        before, _, after = asked.record.read_text().split("```\n")
+        asked.record.write_text("```\n".join((before, f"{summary.text()}\n", after)))
     return 1 if summary.violations else 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from aegis.errors import Conflict
-from retrain_trigger.budget import Budget, Reservation, grant
+from retrain_trigger.budget import Budget, grant
 from retrain_trigger.model import Status
 
 from .world import HOUR, MINUTE, MODELS, NAME, START, Killed, World, drift
@@ -129,8 +129,3 @@ def test_a_claim_that_was_refused_by_the_budget_is_made_in_time(world: World) ->
     world.fire()
     world.wait(HOUR)
     assert len(world.workflows()) == 2
-
-
-def test_a_reservation_is_a_plain_value() -> None:
-    now: datetime = START
-    assert Reservation(model="m", sequence=1, at=now) == Reservation(model="m", sequence=1, at=now)

@@ -10,6 +10,7 @@ import pytest
 
 from aegis.errors import Temporary
 from retrain_trigger.trigger import Trigger
+from tests.faults.boundaries import hit
 
 from .world import DAY, HOUR, MINUTE, SECOND, Killed, World, drift, ended
 
@@ -60,11 +61,13 @@ def tell(world: World, fault: Callable[[], BaseException] | None, at: int) -> in
     """Tell the story with a fault at one moment between calls. Returns how many such moments there are."""
     count = 0
 
-    def hook(_moment: str, _port: str, _method: str) -> None:
+    def hook(moment: str, port: str, method: str) -> None:
         nonlocal count
         count += 1
         if count == at and fault is not None:
-            raise fault()
+            what = fault()
+            hit("trigger", f"{port}.{method}", f"{'killed' if isinstance(what, Killed) else 'no answer'} {moment}")
+            raise what
 
     def act(what: Callable[[Trigger], Any]) -> None:
         while True:

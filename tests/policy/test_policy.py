@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aegis.errors import Permanent, Temporary
-from retrain_trigger.model import Policy, Status, from_document, object_name, policy_from, workflow_name
+from retrain_trigger.model import Policy, Status, from_document, object_name, policy_from, to_doc, workflow_name
 from retrain_trigger.policy import Kind, decide
 from retrain_trigger.workflow import model_label
 
@@ -419,6 +419,85 @@ def test_a_vanished_workflow_is_lost_and_the_same_evidence_trains_again(world: W
     assert world.status.sequence == 2
 
 
+# --- where the data may lie ---
+
+
+def narrowed(world: World, *prefixes: str) -> None:
+    """The operator changes the prefixes, and the trigger is started anew."""
+    world.limits = replace(world.limits, prefixes=prefixes)
+    world.trigger = world.start()
+
+
+def held_for_its_location(world: World) -> None:
+    """No Workflow, a person is asked, and looking again and again writes nothing."""
+    world.reconcile()
+    before = len(world.workflows())
+    assert world.human() == "LocationNotAllowed"
+    retraining = world.status.condition("Retraining")
+    assert retraining is not None
+    assert (retraining.status, retraining.reason) == ("False", "LocationNotAllowed")
+    world.calls.clear()
+    world.wait(90 * MINUTE, every=MINUTE)
+    assert "ledger.write" not in world.calls
+    assert "budgets.write" not in world.calls, "a hold takes no place in the budget"
+    assert len(world.workflows()) == before
+
+
+def test_evidence_of_older_prefixes_is_not_read_by_reconcile_until_they_allow_it_again(world: World) -> None:
+    world.fire(1)
+    world.end("Rejected", took=5 * HOUR)
+    world.now += 5 * MINUTE
+    world.fire(1)
+    narrowed(world, "s3://other/")
+    world.now += 6 * HOUR
+    held_for_its_location(world)
+    world.fire(1, dataset_uri="s3://other/new")  # the mended location comes with the next alert
+    assert (len(world.workflows()), world.human()) == (2, None)
+
+
+def test_evidence_of_older_prefixes_is_not_read_by_an_event_that_names_no_place(world: World) -> None:
+    world.spec(suspend=True)
+    world.fire(1)
+    world.spec()
+    narrowed(world, "s3://other/")
+    decision = world.fire(2, dataset_uri=None, seen=world.now - MINUTE).decision
+    assert (decision.kind, decision.reason) == (Kind.HOLD, "LocationNotAllowed")
+    assert "s3://data/new" in decision.message
+    assert world.workflows() == []
+
+
+@pytest.mark.parametrize("spec", [{"datasetUri": "s3://elsewhere/x"}, {"evaluationUri": "s3://data/../x"}])
+def test_a_location_that_the_owner_wrote_is_checked_before_it_is_read(world: World, spec: dict[str, Any]) -> None:
+    world.spec(suspend=True)
+    world.fire(1)
+    world.spec(**spec)
+    held_for_its_location(world)
+    world.spec()
+    world.reconcile()
+    assert (len(world.workflows()), world.human()) == (1, None)
+
+
+def test_a_request_waits_for_a_location_that_is_allowed_and_keeps_its_token(world: World) -> None:
+    world.spec(datasetUri="s3://elsewhere/x")
+    world.ask("please")
+    held_for_its_location(world)
+    assert [(row.reason, row.count) for row in world.status.history] == [("LocationNotAllowed", 1)]
+    assert "s3://elsewhere/x" in world.status.history[0].message
+    world.spec(datasetUri="s3://data/x")
+    world.reconcile()
+    assert (len(world.workflows()), world.status.tokens, world.human()) == (1, ("please",), None)
+
+
+def test_a_request_that_waits_is_told_once(world: World) -> None:
+    world.spec(suspend=True)
+    world.ask("later")
+    world.reconcile()
+    world.calls.clear()
+    world.wait(5 * HOUR, every=10 * MINUTE)
+    assert "ledger.write" not in world.calls
+    assert [(row.reason, row.count) for row in world.status.history] == [("Suspended", 1)]
+
+
 # --- documents ---
 
 
@@ -435,12 +514,25 @@ def test_a_ledger_from_a_newer_aegis_is_left_alone(world: World) -> None:
 
 def test_every_fault_of_a_spec_is_named_at_once() -> None:
     spec = {
-        "suspend": "yes", "cooldown": "soon", "maxAttempts": True, "evidenceTTL": "1h", "datasetUri": "s3://{{x}}",
-        "trainer": [], "alias": 3, "quietPeriod": "1m", "evidenceTtl": 5,
+        "suspend": "yes", "cooldown": "soon", "maxAttempts": True, "evidenceTtl": "1h", "datasetUri": "s3://{{x}}",
+        "trainer": [], "alias": 3, "quietPeriod": "1m", "evidenceTTL": 5, "evaluationUri": "s3://x}}",
     }  # fmt: skip
     with pytest.raises(Permanent) as caught:
         policy_from(spec)
     assert set(caught.value.faults) == {f"spec.{name}" for name in spec}
+
+
+def test_the_spec_is_spelled_as_the_design_says() -> None:
+    spec = {
+        "suspend": True, "datasetUri": "s3://data/x", "evaluationUri": "s3://data/y", "cooldown": "1h",
+        "maxAttempts": 2, "quietPeriod": "50h", "evidenceTTL": "9h", "approval": True, "trainer": {"epochs": 3},
+        "gate": {"alpha": 0.01}, "alias": "best", "workflowTemplate": "mine",
+    }  # fmt: skip
+    policy = policy_from(spec)
+    assert to_doc(policy).keys() == spec.keys()
+    assert (policy.cooldown, policy.quiet_period, policy.evidence_ttl) == (HOUR, 50 * HOUR, 9 * HOUR)
+    default = Policy()
+    assert not [f for f in Policy.__slots__ if getattr(policy, f) == getattr(default, f)], "each is set by its name"
 
 
 def test_identity_and_name_of_a_document_must_agree() -> None:
@@ -448,6 +540,56 @@ def test_identity_and_name_of_a_document_must_agree() -> None:
     with pytest.raises(Permanent) as caught:
         from_document(doc, "1")
     assert caught.value.faults == {"metadata.name": "must be churn.prod", "spec.suspend": "must be true or false"}
+
+
+DAMAGE: dict[str, Any] = {
+    "history": 7,
+    "evidence": [{"fingerprint": "x", "startsAt": "yesterday"}],
+    "attempts": "two",
+    "failures": True,
+    "retrain": {"sequence": 1},
+    "nextEligibleAt": "soon",
+    "settledAt": 5,
+    "waits": ["BudgetSpent"],
+    "tokens": "abc",
+    "conditions": [None],
+    "pointer": 4,
+}
+
+
+def test_every_damaged_field_of_a_ledger_is_named_at_once(world: World) -> None:
+    world.spec()
+    stored = world.objects.get(MODELS, NAME)
+    assert stored is not None
+    with pytest.raises(Permanent) as caught:
+        from_document({**stored.doc, "status": DAMAGE}, "1")
+    assert set(caught.value.faults) == {f"status.{name}" for name in DAMAGE}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metadata": None},
+        {"metadata": []},
+        {"spec": None},
+        {"spec": "x"},
+        {"status": [1]},
+        {"status": {"formatVersion": "2"}},
+        {"status": {"evidence": [{"fingerprint": "x", "startsAt": "2026-03-01T00:00:00Z", "severity": "loud"}]}},
+        {"spec": {"environment": 7, "model": "churn"}},
+        {"metadata": {"name": NAME}},
+        {"metadata": {"name": NAME, "uid": "u", "labels": {"aegis.dev/retrain": 7}}},
+        {"metadata": {"name": NAME, "uid": "u", "labels": ["x"]}},
+    ],
+    ids=repr,
+)
+def test_whatever_is_damaged_in_a_document_it_is_permanent(world: World, damage: dict[str, Any]) -> None:
+    world.spec()
+    stored = world.objects.get(MODELS, NAME)
+    assert stored is not None
+    with pytest.raises(Permanent) as caught:
+        from_document({**stored.doc, **damage}, "1")
+    assert caught.value.faults
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,16 @@ def test_a_thousand_model_days_break_no_rule(capsys: pytest.CaptureFixture[str])
         print("\n" + summary.text())
     assert summary.violations == []
     assert summary.retrains > 200
-    assert set(summary.humans) >= {"WaitingForRollout", "AttemptsSpent", "NoLabels"}
+    # What the rules are about has to happen, or their keeping would say nothing.
+    assert set(summary.humans) >= {
+        "WaitingForRollout", "AttemptsSpent", "NoLabels", "BudgetSpent", "Queued", "AwaitingApproval", "RetrainsFail"
+    }  # fmt: skip
+    assert set(summary.decisions) >= {f"Hold {reason}" for reason in rules.SPELLED} - {
+        "Hold LocationNotAllowed", "Hold BudgetContention"  # nobody writes another policy; replicas here take turns
+    }  # fmt: skip
+    assert summary.outcomes.keys() >= {*rules.Outcome, "BadData:NoLabels", "Failed:ChampionChanged"}
     assert summary.kills > 50
+    assert summary.adopted > 10
 
 
 def notices(what: str) -> None:
@@ -48,6 +56,31 @@ def without(*reasons: str) -> Callable[..., str | None]:
 def test_the_simulator_notices_when_the_cooldown_is_forgotten(monkeypatch: Breaking) -> None:
     monkeypatch.setattr(rules, "hold_reason", without("Cooldown"))
     notices("began inside the cooldown")
+
+
+def test_the_simulator_notices_when_a_failed_retrain_is_tried_again_at_once(monkeypatch: Breaking) -> None:
+    monkeypatch.setattr(rules, "hold_reason", without("Backoff"))
+    notices("inside the pause after failure")
+
+
+def test_the_simulator_notices_when_the_pauses_do_not_grow(monkeypatch: Breaking) -> None:
+    finished = rules.finished
+
+    def forgets(record: Record, finish: rules.Finish, now: datetime) -> Status:
+        return finished(replace(record, status=replace(record.status, failures=0)), finish, now)
+
+    monkeypatch.setattr(rules, "finished", forgets)
+    notices("inside the pause after failure")
+
+
+def test_the_simulator_notices_when_nobody_waits_for_a_roll_out(monkeypatch: Breaking) -> None:
+    monkeypatch.setattr(rules, "hold_reason", without("WaitingForRollout"))
+    notices("trains for versions that were replaced")
+
+
+def test_the_simulator_notices_when_the_champion_is_not_looked_at(monkeypatch: Breaking) -> None:
+    monkeypatch.setattr("tests.policy.simulator.Fleet.read_pointer", lambda *_: None)
+    notices("somebody changed the champion")
 
 
 def test_the_simulator_notices_when_a_second_workflow_begins(monkeypatch: Breaking) -> None:

@@ -55,6 +55,7 @@ def good(**changes: Any) -> Alert:
         pytest.param(payload(truncatedAlerts="1"), "truncatedAlerts: must be a whole", id="truncatedAlerts as text"),
         pytest.param(payload(truncatedAlerts=True), "truncatedAlerts: must be a whole", id="truncatedAlerts true"),
         pytest.param(payload(truncatedAlerts=-1), "truncatedAlerts: must be a whole", id="truncatedAlerts negative"),
+        pytest.param(payload(truncatedAlerts=10**400), "truncatedAlerts: must be a whole", id="truncatedAlerts huge"),
         pytest.param(payload(receiver=5), "receiver: must be text", id="receiver a number"),
         pytest.param(payload(groupLabels=[1]), "groupLabels: must be an object", id="groupLabels a list"),
     ],

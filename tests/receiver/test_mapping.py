@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegis.errors import Permanent
-from aegis.events import DriftEvent, canonical_json, encode, to_cloudevent
+from aegis.events import NAME, DriftEvent, canonical_json, encode, to_cloudevent
 from alert_receiver.alertmanager import Alert, Rejected, fingerprint
-from alert_receiver.mapping import EVERY, Config, Ignored, Mapped, Matcher, apply, load, parse_matcher, section
+from alert_receiver.mapping import (
+    EVERY,
+    MAX_MATCHED,
+    MAX_PATTERN,
+    MAX_URI,
+    Config,
+    Ignored,
+    Mapped,
+    Matcher,
+    apply,
+    bounded,
+    load,
+    parse_matcher,
+    section,
+)
 from tests.receiver.world import NOW, labels
 
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
@@ -389,6 +404,12 @@ receiver:
     - {name: b, user: "a:b", password_file: /x}
     - {bearer_file: 7}
     - {name: c}
+    - {name: d, password_file: /x}
+    - {name: e, bearer_file: /x, environments: [a b], paths: [1]}
+    - {name: f, bearer_file: /x, nickname: f}
+    - 7
+  dataset_uri: {default: s3://a/b}
+  model_version: {default: 7}
   extra: 1
 """
 
@@ -396,32 +417,114 @@ receiver:
 def test_every_fault_of_a_configuration_is_named_at_once_by_its_path() -> None:
     with pytest.raises(Permanent) as caught:
         load(BAD)
-    assert set(caught.value.faults) == {
-        "receiver.source",
-        "receiver.alertnames",
-        "receiver.matchers[0]",
-        "receiver.matchers[1]",
-        "receiver.matchers[2]",
-        "receiver.min_severity",
-        "receiver.severities.x",
-        "receiver.severity.default",
-        "receiver.model.label",
-        "receiver.model.default",
-        "receiver.score",
-        "receiver.feature.labels[0]",
-        "receiver.paths./alertmanager/",
-        "receiver.paths./other",
-        "receiver.paths./other.environments[0]",
-        "receiver.paths./alertmanager.environment",
-        "receiver.credentials[0]",
-        "receiver.credentials[0].password_file",
-        "receiver.credentials[1].user",
-        "receiver.credentials[2].name",
-        "receiver.credentials[2].bearer_file",
-        "receiver.credentials[3]",
-        "receiver.credentials[3].bearer_file",
-        "receiver.extra",
+    text = "must be text (quote numbers, yes and no)"
+    name = "must match [A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+    severity = "must be one of info, warning, critical"
+    kinds = "needs either bearer_file, or user and password_file"
+    assert caught.value.faults == {
+        "receiver.source": name,
+        "receiver.alertnames": "must be a list that is not empty",
+        "receiver.matchers[0]": 'must be a matcher such as team="ml" or severity=~"warning|critical"',
+        "receiver.matchers[1]": "not a regular expression: missing ), unterminated subpattern at position 0",
+        "receiver.matchers[2]": text,
+        "receiver.min_severity": severity,
+        "receiver.severities.x": severity,
+        "receiver.severity.default": severity,
+        "receiver.model.label": "unknown; there are labels, annotations, default",
+        "receiver.model.default": name,
+        "receiver.model_version.default": text,
+        "receiver.dataset_uri.default": "unknown; there are labels, annotations",
+        "receiver.score": "must be a mapping",
+        "receiver.feature.labels[0]": text,
+        "receiver.paths./alertmanager/": "must be /, /alertmanager or /alertmanager/<name>",
+        "receiver.paths./other": "must be /, /alertmanager or /alertmanager/<name>",
+        "receiver.paths./other.environments[0]": name.replace("must match", "must be * or match"),
+        "receiver.paths./alertmanager.environment": "unknown; there are environments",
+        "receiver.credentials": "each needs a name of its own",
+        "receiver.credentials[0]": kinds,
+        "receiver.credentials[0].password_file": text,
+        "receiver.credentials[1].user": "a user's name has no colon in basic authentication",
+        "receiver.credentials[2].name": text,
+        "receiver.credentials[2].bearer_file": text,
+        "receiver.credentials[3]": kinds,
+        "receiver.credentials[3].bearer_file": text,
+        "receiver.credentials[4].user": text,
+        "receiver.credentials[5].environments[0]": name.replace("must match", "must be * or match"),
+        "receiver.credentials[5].paths[0]": text,
+        "receiver.credentials[6].nickname": (
+            "unknown; there are name, bearer_file, user, password_file, environments, paths"
+        ),
+        "receiver.credentials[7]": kinds,
+        "receiver.credentials[7].name": text,
+        "receiver.credentials[7].bearer_file": text,
+        "receiver.extra": "unknown; there are " + ", ".join(field.name for field in fields(Config)),
     }
+
+
+@pytest.mark.parametrize(
+    ("section_text", "fault"),
+    [
+        ("severities: 7", {"receiver.severities": "must be a mapping"}),
+        ("severity: 7", {"receiver.severity": "must be a mapping"}),
+        ("environment: {labels: []}", {"receiver.environment.labels": "must be a list that is not empty"}),
+        ("paths: {}", {"receiver.paths": "must name at least one path"}),
+        ("paths: 7", {"receiver.paths": "must be a mapping"}),
+        ("credentials: {}", {"receiver.credentials": "must be a list"}),
+        ("credentials: [{name: a b, bearer_file: /x}]", {"receiver.credentials[0].name": "must match " + NAME.pattern}),
+        (
+            "{paths: {/alertmanager/a: {}}, credentials: [{name: a, bearer_file: /x, paths: [/alertmanager]}]}",
+            {"receiver.credentials.a.paths": "/alertmanager is none of receiver.paths"},
+        ),
+    ],
+)
+def test_a_fault_says_where_it_is(section_text: str, fault: dict[str, str]) -> None:
+    with pytest.raises(Permanent) as caught:
+        load("receiver: " + (section_text if section_text.startswith("{") else "{" + section_text + "}"))
+    assert caught.value.faults == fault
+    assert str(caught.value).startswith("bad configuration: ")
+
+
+def test_a_rejected_alert_keeps_what_could_be_read_of_it() -> None:
+    found = alert(model_name=None)
+    result = mapped(found)
+    assert result == Rejected(
+        {"model": "missing: no label of the mapping names it, and there is no default"},
+        {"status": "firing"},
+        found.labels,
+        found.fingerprint,
+    )
+    resolved = mapped(alert(model_name=None, firing=False))
+    assert isinstance(resolved, Rejected)
+    assert resolved.status == "resolved"
+    assert faults(alert(model_name="x" * 100)) == {"model": f"'{'x' * 80}' must match {NAME.pattern}"}
+
+
+def test_a_location_may_be_just_as_long_as_its_bound() -> None:
+    longest = "s3://b/" + "x" * (MAX_URI - 7)
+    assert event(alert({"dataset_uri": longest})).dataset_uri == longest
+    assert faults(alert({"dataset_uri": longest + "x"})) == {"dataset_uri": f"longer than {MAX_URI} characters"}
+
+
+def test_a_severity_that_nobody_knows_is_the_default() -> None:
+    assert event(alert(severity="purple")).severity == "warning"
+    assert event(alert(severity=None)).severity == "warning"
+    config = section({"severity": {"default": "critical"}})
+    assert event(alert(severity="purple"), config).severity == "critical"
+    config = section({"severity": {"default": None}})
+    assert event(alert(severity="purple"), config).severity == "warning"
+    assert event(alert(severity=None), config).severity == "warning"
+
+
+def test_without_a_summary_there_is_none() -> None:
+    assert event(alert()).summary == ""
+
+
+def test_labels_are_kept_from_the_shortest_up_to_the_very_limit() -> None:
+    texts = {"ccc": "3" * 30, "a": "1", "bb": "22"}
+    exact = sum(len(canonical_json([name, texts[name]])) + 2 for name in ("a", "bb"))
+    assert dict(bounded(texts, exact)) == {"a": "1", "bb": "22"}
+    assert dict(bounded(texts, exact - 1)) == {"a": "1"}
+    assert bounded({"a": "1" * 9}, 120) == {"a": "1" * 9}
 
 
 @pytest.mark.parametrize(
@@ -480,3 +583,23 @@ def test_whatever_a_matcher_says_it_is_a_matcher_or_refused(text: str) -> None:
         parse_matcher(text).accepts({"team": "ab" * 20})
     except ValueError as exc:
         assert str(exc)  # noqa: PT017  # either outcome is right
+
+
+@pytest.mark.parametrize("token", list(r"123456789pPCQzZkgGAXR"))
+def test_what_means_another_thing_to_alertmanager_is_no_pattern(token: str) -> None:
+    with pytest.raises(ValueError, match=r"only \(\?: is known"):
+        parse_matcher('x=~"\\\\' + token + '"')
+
+
+def test_a_pattern_may_be_just_as_long_as_its_bound_and_knows_ascii_only() -> None:
+    assert parse_matcher(f'x=~"{"a" * MAX_PATTERN}"').accepts({"x": "a" * MAX_PATTERN})
+    with pytest.raises(ValueError, match=f"may have {MAX_PATTERN} characters"):
+        parse_matcher(f'x=~"{"a" * MAX_PATTERN}a"')
+    assert not parse_matcher(r'x=~"\\w"').accepts({"x": "\u00e9"})
+    assert parse_matcher('x=~".*"').accepts({"x": "a" * MAX_MATCHED})
+    assert not parse_matcher('x=~".*"').accepts({"x": "a" * (MAX_MATCHED + 1)})
+
+
+def test_a_line_end_cannot_be_escaped() -> None:
+    with pytest.raises(ValueError, match="is no escape"):
+        parse_matcher('x="a\\\nb"')

@@ -510,6 +510,8 @@ def test_every_missing_or_wrong_setting_is_named_in_readiness() -> None:
         ({"K_SINK": "http://localhost/", "K_CE_OVERRIDES": "{"}, "K_CE_OVERRIDES"),
         ({"K_SINK": "http://localhost/", "K_CE_OVERRIDES": "[]"}, "K_CE_OVERRIDES"),
         ({"K_SINK": "http://localhost/", "K_CE_OVERRIDES": '{"extensions":{"A":"b"}}'}, "K_CE_OVERRIDES"),
+        ({"K_SINK": "http://localhost/", "K_CE_OVERRIDES": '{"extensions":{"seal":"b"}}'}, "K_CE_OVERRIDES"),
+        ({"K_SINK": "http://localhost/", "K_CE_OVERRIDES": '{"extensions":{"type":"b"}}'}, "K_CE_OVERRIDES"),
         ({"K_SINK": "http://localhost/", "AEGIS_SINK_CONCURRENCY": "0"}, "AEGIS_SINK_CONCURRENCY"),
         ({"K_SINK": "http://localhost/", "AEGIS_DEADLINE": "10s"}, "AEGIS_DEADLINE"),
         ({"K_SINK": "http://localhost/", "AEGIS_LOG_LEVEL": "loud"}, "AEGIS_LOG_LEVEL"),

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import yaml
 from aegis.errors import Permanent
 from aegis_cli.process import LOG_LIMIT
 from aegis_cli.runner import approve, reject, stop
+from tests.support import until
 
 from .conftest import NOW, Json, World, container, output, outputs, phase, pod, row, template
 from .test_template import SHIPPED
@@ -43,13 +43,6 @@ def writes(name: str, value: str, then: str = "") -> str:
 def counts(file: Path, then: str) -> str:
     """Code that appends to a file outside the run, then does something with `n`, the number of its runs."""
     return f"f = open({str(file)!r}, 'a+'); f.write('.'); f.flush(); f.seek(0); n = len(f.read()); {then}"
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time given"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -444,7 +437,19 @@ def test_a_workflow_that_does_not_fit_its_template_is_refused_with_every_fault(
 
 
 def test_one_workflow_of_a_model_runs_at_a_time(world: World) -> None:
-    slow = pod("a", "import time; print(time.time()); time.sleep(.3); print(time.time())")
+    code = f"""
+import os, pathlib, time
+me, marks = os.environ["ME"], pathlib.Path({str(world.home)!r})
+(marks / f"started-{{me}}").touch()
+print(time.time())
+partner = {{"w1": "other", "other": "w1"}}.get(me)
+latest = time.monotonic() + 30
+while partner and not (marks / f"started-{{partner}}").exists():
+    assert time.monotonic() < latest, "alone"
+    time.sleep(0.01)
+print(time.time())
+"""
+    slow = pod("a", code, env=[{"name": "ME", "value": "{{workflow.name}}"}])
     document = template(slow, arguments={"parameters": [{"name": "model"}, {"name": "environment"}]})
     for name, model in (("w1", "m"), ("w2", "m"), ("other", "n")):
         world.submit(row(name, {"model": model, "environment": "e"}))
@@ -452,8 +457,17 @@ def test_one_workflow_of_a_model_runs_at_a_time(world: World) -> None:
     world.runner(document, parallel=3, on_end=lambda doc: seen.append(doc["metadata"]["name"])).run_pending()
     times = {name: [float(t) for t in world.log("a", workflow=name).split()] for name in ("w1", "w2", "other")}
     assert times["w1"][1] <= times["w2"][0]
-    assert times["other"][0] < times["w1"][1]
     assert sorted(seen) == ["other", "w1", "w2"]
+
+
+def test_workflows_that_ended_are_forgotten_when_their_time_is_over(world: World) -> None:
+    document = template(pod("a", ""))
+    for name, lives in (("short", 60), ("long", 7200)):
+        world.run(document, row(name, ttlStrategy={"secondsAfterCompletion": lives}))
+    world.run(document, row("for-ever"))
+    world.now += timedelta(minutes=2)
+    world.run(document, row("new", ttlStrategy={"secondsAfterCompletion": 60}))
+    assert world.objects.names("Workflow") == ["for-ever", "long", "new"]
 
 
 def test_urgent_workflows_go_first(world: World) -> None:

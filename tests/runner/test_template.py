@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from aegis.errors import Permanent
 from aegis_cli.runner import load
 from aegis_cli.workflow_template import backoff_s, holds, parse, retries, seconds, substitute
+from train_model.attempt import MAX_PREDICTION, MAX_TRAINING
 
 from .conftest import Json, output, pod, template
 
@@ -90,6 +91,13 @@ def test_every_container_is_locked_down(shipped: Json, templates: dict[str, Json
 
 def test_every_container_template_has_a_deadline(templates: dict[str, Json]) -> None:
     assert all("activeDeadlineSeconds" in t for t in templates.values() if "container" in t)
+
+
+def test_no_trainer_and_no_prediction_may_outlast_its_pod(templates: dict[str, Json]) -> None:
+    # A pod that is ended uses no attempt and would be made again and again: what hangs has to be ended before, and half
+    # an hour at least (ten minutes) is left for the download and for MLflow.
+    assert templates["train"]["activeDeadlineSeconds"] >= MAX_TRAINING + 1800
+    assert templates["gate"]["activeDeadlineSeconds"] >= 2 * MAX_PREDICTION + 600
 
 
 def test_every_output_has_a_default(templates: dict[str, Json]) -> None:

@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import ABORTED, PERMISSION_DENIED, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
 from mlflow.tracking import MlflowClient
 
 from aegis import manifest, package
 from aegis.errors import OK, TRANSIENT, USAGE, VERIFICATION_FAILED, Conflict, Permanent, Temporary
+from aegis.names import alias_of
 from aegis.storage import Store
-from sign_model import adopt, step
+from sign_model import adopt
 from sign_model.promote import PROMOTED, STALE, Promotion, main
 from sign_model.registry import MlflowRegistry
 from sign_model.verify import verify_directory
-from tests.signing.world import NOW, Fuse, World, dies_everywhere, process_env
+from tests.signing.world import NOW, Fuse, World, dies_everywhere, encoded, process_env
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +261,8 @@ def test_a_process_promotes_into_a_real_server_from_the_run_that_trained(world: 
     signed = world.signed(world.make_model())
     more = {"AEGIS_PACKAGE": signed.tar_sha256, "AEGIS_CHAMPION": "", "AEGIS_RUN_ID": run}
     secret = {"MLFLOW_TRACKING_USERNAME": "aegis", "MLFLOW_TRACKING_PASSWORD": "hunter2-password"}
-    settings = process_env(world.env(MLFLOW_TRACKING_URI=server, **more, **secret))
+    event = {"event_id": "event-1", "fingerprint": "f00d", "reason": "Drifting \u202e\x1b"}
+    settings = process_env(world.env(MLFLOW_TRACKING_URI=server, AEGIS_EVENT=encoded(event), **more, **secret))
     for _ in range(2):
         command = [sys.executable, "-m", "sign_model.promote"]
         ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
@@ -277,7 +279,7 @@ def test_a_process_promotes_into_a_real_server_from_the_run_that_trained(world: 
         "run_id": run,
         "event_id": "event-1",
         "fingerprint": "f00d",
-        "reason": "Drifting",
+        "reason": "Drifting \ufffd\ufffd",
         "workflow_uid": "uid-1",
     }
     assert {f"aegis.{name}": value for name, value in wanted.items()}.items() <= version.tags.items()
@@ -308,6 +310,9 @@ def test_missing_and_malformed_settings_are_usage_errors(world: World) -> None:
 ERRORS: Mapping[Exception, int] = {
     MlflowException("down", error_code=TEMPORARILY_UNAVAILABLE): TRANSIENT,
     MlflowException("no"): TRANSIENT,  # INTERNAL_ERROR is what a lost connection becomes
+    MlflowException("later", error_code=REQUEST_LIMIT_EXCEEDED): TRANSIENT,
+    MlflowException("later", error_code=ABORTED): TRANSIENT,
+    MlflowException("no", error_code=PERMISSION_DENIED): USAGE,
     MlflowException.invalid_parameter_value("bad"): USAGE,
     requests.ConnectionError("gone"): TRANSIENT,
     OSError("disk"): TRANSIENT,
@@ -334,7 +339,7 @@ def test_a_real_server_takes_an_adopted_model(world: World, server: str) -> None
     assert (done.outcome, alias(world, MlflowClient(server))) == (PROMOTED, "1")
 
 
-def adopted(world: World, models: MlflowRegistry, directory: Path) -> Promotion:
+def adopted(world: World, models: MlflowRegistry, directory: Path, alias: str = "") -> Promotion:
     return adopt.adopt(
         directory,
         world.environment,
@@ -346,6 +351,7 @@ def adopted(world: World, models: MlflowRegistry, directory: Path) -> Promotion:
         models=models,
         now=NOW,
         scratch=world.scratch,
+        alias=alias,
     )
 
 
@@ -364,13 +370,16 @@ def test_a_model_that_already_serves_is_adopted_once_and_can_come_back(world: Wo
     assert alias(world, models._client) == "1"
 
 
-def test_an_alias_names_its_environment_but_for_the_default_one() -> None:
-    assert step.alias_of("default") == "champion"
-    assert step.alias_of("eu.prod") == "champion-eu-prod"
+def test_an_adopted_champion_gets_the_alias_that_its_retrains_would_move(world: World, models: MlflowRegistry) -> None:
+    world.environment = "eu.prod"
+    adopted(world, models, world.make_model())
+    assert alias(world, models._client, alias_of("eu.prod")) == "1"
+    adopted(world, models, world.root / "model", "best")
+    assert alias(world, models._client, "best") == "1"
 
 
 def test_adopting_under_a_bad_name_is_a_usage_error(world: World, models: MlflowRegistry) -> None:
     world.model, world.environment = "../x", "a/b"
     with pytest.raises(Permanent) as caught:
-        adopted(world, models, world.root)
-    assert caught.value.faults.keys() == {"model", "environment"}
+        adopted(world, models, world.root, "v1")
+    assert caught.value.faults.keys() == {"model", "environment", "alias"}

@@ -99,10 +99,10 @@ def test_an_altered_message_signature_is_refused(what: str) -> None:
         signature.verify_file(changed(FILE, *MESSAGES[what]), KEYS)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":' + b"9" * 5000 + b"}"],
-)
+LAX = [b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":1e999}', b'{"a":' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, *LAX])
 def test_what_is_no_strict_json_object_is_refused(data: bytes) -> None:
     with pytest.raises(Untrusted):
         signature.parse_json(data, 1 << 20)
@@ -166,6 +166,15 @@ def test_trusted_keys_are_every_pub_file_and_bad_ones_are_all_named(world: World
         signature.load_keys(world.trusted_dir)
     assert caught.value.faults.keys() == {"rsa.pub", "bad.pub"}
     assert caught.value.exit_code == USAGE
+
+
+def test_a_single_pem_file_of_any_name_is_trusted_too(world: World) -> None:
+    key = world.root / "signer.pem"
+    key.write_bytes(OTHER.public_pem())
+    assert signature.load_keys(key) == signature.trust([OTHER.public_pem()])
+    key.write_text("not PEM")
+    with pytest.raises(Permanent, match=r"signer\.pem"):
+        signature.load_keys(key)
 
 
 def test_no_trusted_key_at_all_is_a_fault(world: World) -> None:

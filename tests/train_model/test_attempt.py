@@ -77,6 +77,13 @@ def test_whatever_text_event_and_settings_are_likewise(event: str, settings: str
             raise
 
 
+@pytest.mark.parametrize(("step", "seconds"), [("trainer", 7 * 86400), ("gate", 3600)])
+def test_a_time_that_the_pod_would_not_live_to_see_is_refused(step: str, seconds: int) -> None:
+    with pytest.raises(Permanent) as caught:
+        Attempt.from_env(env({step: {"timeoutSeconds": seconds}}))
+    assert caught.value.faults.keys() == {f"settings.{step}.timeoutSeconds"}
+
+
 def test_every_setting_defends_its_default() -> None:
     import inspect
 

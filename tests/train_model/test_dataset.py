@@ -84,11 +84,13 @@ def test_old_sources_come_first_each_once_and_a_lost_one_is_said(place: Path) ->
         datasets.save_npz(place / name / "x.npz", content)
     digest = fetch(place, "old").source.digest
     old = [Source(f"file://{place}/{name}", digest) for name in ("gone", "old", "copy", "new")]
-    found, notes = dataset.gather(f"file://{place}/new", old, [f"file://{place}"], {}, place / "tmp")
-    assert [item.source.uri.rpartition("/")[2] for item in found] == ["old", "new"]
-    assert len(notes) == 2
-    assert "left out" in notes[0]
-    assert "has changed" in notes[1]
+    found = dataset.gather(f"file://{place}/new", old, [f"file://{place}"], {}, place / "tmp")
+    assert [item.source.uri.rpartition("/")[2] for item in found.fetched] == ["old", "new"]
+    [lost] = found.lost
+    assert "left out" in lost
+    assert "/gone" in lost
+    assert [note.partition(" ")[0].rpartition("/")[2] for note in found.notes] == ["copy", "new"]
+    assert all("has changed" in note for note in found.notes)
 
 
 def test_all_faults_of_all_sources_are_named_at_once(place: Path) -> None:

@@ -7,17 +7,21 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from retrain_trigger import workflow
+from retrain_trigger.model import Policy, Record, Retrain, Status
 from tests.storage import servers
 from tests.train_model import datasets
 from tests.train_model.datasets import Digits
 from tests.train_model.world import SOURCES, World
-from train_model import gate
+from train_model import child, gate
+from train_model.step import run
 
 OLD, NEW, TEST = datasets.digits()
 DRIFTED = datasets.drifted(NEW, 0.3, seed=1)
@@ -88,6 +92,42 @@ def test_trained_on_old_and_new_the_challenger_beats_the_fallen_champion(world: 
     assert not (world.root / "out" / "model").exists()
 
 
+def ordered(world: World, sequence: int, inputs: str | None) -> None:
+    """What the trigger orders for this retrain of a model whose last one was rejected with these inputs."""
+    policy = Policy(trainer={"params": {"iterations": 5}})
+    record = Record(
+        name="digits.test", uid="u", version="1", environment="test", model="digits", policy=policy, status=Status()
+    )
+    then = datetime(2026, 3, 4, tzinfo=UTC)
+    retrain = Retrain(
+        sequence=sequence, workflow=f"aegis-digits-{sequence}", claim="c", phase="Claimed", first_claimed_at=then,
+        claimed_at=then, dataset_uri=world.uri("data/new"), inputs=inputs,
+    )  # fmt: skip
+    given = workflow.manifest(record, retrain, "aegis")["spec"]["arguments"]["parameters"]
+    values = {parameter["name"]: parameter["value"] for parameter in given}
+    for name in ("settings", "event", "last-inputs", "dataset-uri"):
+        world.env[f"AEGIS_{name.upper().replace('-', '_')}"] = values[name]
+    world.uid = f"{world.uid}-{sequence}"
+    shutil.rmtree(world.root / "out", ignore_errors=True)
+
+
+def test_the_next_retrain_on_the_same_data_ends_before_it_trains(world: World) -> None:
+    prepare(world, OLD)
+    ordered(world, 1, None)
+    assert world.call("fetch").code == 0
+    first = world.call("train")
+    assert first.out["status"] == "trained", first.text
+    ordered(world, 2, first.out["inputs"])
+    assert world.call("fetch").code == 0
+    second = world.call("train")
+    assert (second.out["status"], second.out["outcome"]) == ("unchanged", "Rejected"), second.text
+    # Other data is another attempt.
+    datasets.save_npz(world.root / "data" / "new" / "more.npz", NEW)
+    ordered(world, 3, second.out["inputs"])
+    assert world.call("fetch").code == 0
+    assert world.call("train").out["status"] == "trained"
+
+
 def test_trained_on_the_new_alone_it_forgets_and_is_rejected(world: World, champion: Path) -> None:
     prepare(world, DRIFTED)
     enthrone(world, champion)
@@ -113,6 +153,43 @@ def test_without_an_evaluation_set_held_out_rows_judge_and_it_is_said(world: Wor
     assert "slice old data lost too much" in end.out["explanation"]
     assert "weaker than an evaluation set" in end.out["explanation"]
     assert "the champion once learned from some of them" in end.out["explanation"]
+
+
+@pytest.mark.parametrize("how", ["gone", "corrupt", "not allowed any more"])
+def test_without_an_evaluation_set_a_model_whose_old_data_cannot_be_had_is_rejected(
+    world: World, champion: Path, how: str
+) -> None:
+    prepare(world, DRIFTED, evaluation=False)
+    enthrone(world, champion)
+    old = world.root / "data" / "old" / "x.npz"
+    if how == "gone":
+        old.unlink()
+    elif how == "corrupt":
+        old.write_bytes(b"PK")
+    else:
+        world.env["AEGIS_DATASET_PREFIXES"] = world.uri("data/new")
+    world.settings = {"gate": {"minRows": 50}}
+    end = world.retrain()
+    # It is right in nearly all of the new rows, so nothing but this speaks against it.
+    assert (end.out["verdict"], end.out["outcome"]) == ("reject", "Rejected"), end.text
+    assert end.out["explanation"].startswith(
+        "old knowledge cannot be judged: set evaluationUri, or bring the data back;"
+    )
+    assert "old data left out" in end.out["explanation"]
+
+    # With the owner's own evaluation set, that is what it costs.
+    datasets.judge(world.root / "data" / "new" / "judge" / "x.npz", JUDGES, JUDGES)
+    world.env["AEGIS_EVALUATION_URI"] = world.uri("data/new/judge")
+    assert world.call("gate").out["verdict"] == "accept"
+
+
+def test_a_champion_of_which_nobody_knows_what_it_learned_is_said_to_be_one(world: World, champion: Path) -> None:
+    prepare(world, DRIFTED, evaluation=False)
+    own = world.root / "champion"
+    shutil.copytree(champion, own)
+    (own / "aegis_dataset.json").unlink()
+    world.crown(own)
+    assert "nothing says what the champion learned from" in world.retrain().out["explanation"]
 
 
 def test_a_champion_that_was_tampered_with_stops_fetch_and_gate(world: World, champion: Path) -> None:
@@ -269,12 +346,62 @@ def test_mlflow_down_is_a_temporary_failure(world: World) -> None:
     prepare(world, OLD)
     assert world.run("fetch").code == 0
     world.env |= {
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{servers.free_port()}",
+        "MLFLOW_TRACKING_URI": f"http://aegis:hunter2@127.0.0.1:{servers.free_port()}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     }
     done = world.run("train")
     assert done.code == 75, done.text
     assert "outcome" not in done.out
+    assert "://***@127.0.0.1" in done.out["failure"]
+    assert "hunter2" not in done.text + "".join(done.out.values())
+
+
+def test_errors_are_told_without_the_secrets_that_they_quote(world: World) -> None:
+    world.env["AWS_SECRET_ACCESS_KEY"] = "hunter2-aws"
+    for uri in ("ftp://user:hunter2@host/x", "ftp://user:p@hunter2@host/x", "ftp://host/hunter2-aws"):
+        world.env["AEGIS_MODELS_URI"] = uri
+        done = world.call("fetch")
+        assert done.code == 65
+        assert "***" in done.out["failure"]
+        assert "hunter2" not in done.text + "".join(done.out.values())
+
+
+def test_an_unexpected_error_tells_its_kind_and_place_but_not_its_text(world: World) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("hunter2")
+
+    code = run("fetch", fail, world.environment(), ())
+    assert (code, set(world.outputs())) == (1, {"failure", "explanation"})
+    assert world.outputs()["failure"].startswith("fetch: unexpected RuntimeError at test_steps.py:")
+
+
+def test_no_secret_that_a_trainer_says_gets_further(world: World) -> None:
+    from mlflow import MlflowClient
+
+    prepare(world, OLD)
+    (world.root / "own").mkdir()
+    text = "import os\ndef quotes(source, target):\n    print(os.environ['MLFLOW_TRACKING_PASSWORD'], flush=True)\n"
+    text += "    raise ValueError('POST https://aegis:hunter2@mlflow/ failed')\n"
+    (world.root / "own" / "mine.py").write_text(text)
+    world.env |= {"PYTHONPATH": f"{SOURCES}:{world.root / 'own'}", "MLFLOW_TRACKING_PASSWORD": "hunter2-secret"}
+    world.settings = {"trainer": {"module": "mine:quotes"}}
+    assert world.call("fetch").code == 0
+    done = world.call("train")
+    assert (done.code, done.out["outcome"]) == (70, "TrainerFailed:Crashed"), done.text
+    client = MlflowClient(world.tracking)
+    place = client.get_experiment_by_name("test/digits")
+    assert place is not None
+    [run] = client.search_runs([place.experiment_id], f"tags.`aegis.workflow_uid` = '{world.uid}'")
+    assert "://***@mlflow/ failed" in run.data.tags["aegis.explanation"]
+    assert "hunter2" not in done.text + "".join(done.out.values()) + str(run.data.tags)
+
+
+def test_the_end_of_a_log_holds_no_half_of_a_secret(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as log:
+        log.write(b"POST https://aegis:hunter2@mlflow/ failed".ljust(child.TAIL + 18, b"."))
+        assert "hunter2" not in child.tail(log, {})
+        log.write(b"\nlast \x1b words")
+        assert child.tail(log, {}).endswith("last \ufffd words")
 
 
 def test_a_retry_resumes_the_one_run_that_tells_the_whole_story(world: World, server: str, champion: Path) -> None:
@@ -299,6 +426,7 @@ def test_a_retry_resumes_the_one_run_that_tells_the_whole_story(world: World, se
     assert run.info.status == "FINISHED"
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     assert tags["aegis.event_id"] == "ev-1"
+    assert tags["aegis.decision"] == "<b>drift</b> of \ufffddigits\ufffd[2J"
     assert (tags["aegis.fingerprint"], tags["aegis.workflow_uid"]) == ("f1", world.uid)
     assert tags["aegis.model_digest"] == end.out["digest"]
     assert (params["seed"], params["trainer.hidden"], tags["aegis.inputs"]) == ("5", "32", first.out["inputs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
 from train_model.attempt import GateSettings
-from train_model.verdict import binomial_tail, judge, lower_bound
+from train_model.verdict import REPLICATES, Slice, Verdict, binomial_tail, judge, lower_bound
 
 SETTINGS = GateSettings()
 Array = NDArray[np.str_]
@@ -161,3 +162,128 @@ def test_an_unharmed_reference_slice_of_500_usually_passes() -> None:
     draws = rng.multinomial(500, [0.03, 0.03, 0.94], size=500)
     passed = sum(lower_bound(int(w), int(loss), 500, 0) >= -SETTINGS.margin for w, loss, _ in draws)
     assert passed >= 490
+
+
+def alone(right: int, rows: int, min_accuracy: float = 0.0) -> Verdict:
+    """Without a champion, on two classes of the same size."""
+    labels = np.where(np.arange(rows) < rows / 2, "a", "b")
+    challenger = np.where(np.arange(rows) < right, labels, "z")
+    return judge(labels, challenger, None, np.full(rows, "", dtype="<U8"), replace(SETTINGS, min_accuracy=min_accuracy), 0)
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "floor", "accepted", "words"),
+    [
+        (200, 200, 0.0, True, "challenger 100.0 % on 200 rows, no champion yet; guessing gives 50.0 %"),
+        (199, 199, 0.0, False, "not enough data (199 rows, at least 200): challenger 100.0 % on 199 rows, "),
+        (100, 200, 0.0, False, "not clearly better than guessing: challenger 50.0 % on 200 rows, "),
+        (150, 200, 0.75, True, "challenger 75.0 % on 200 rows, "),
+        (150, 200, 0.76, False, "below the floor of 76.0 %: challenger 75.0 % on 200 rows, "),
+        (100, 200, 0.76, False, "not clearly better than guessing; below the floor of 76.0 %: challenger 50.0 % "),
+    ],
+)
+def test_without_a_champion_a_challenger_must_beat_guessing_and_the_floor(
+    right: int, rows: int, floor: float, accepted: bool, words: str
+) -> None:
+    verdict = alone(right, rows, min_accuracy=floor)
+    assert verdict.explanation.startswith(words)
+    assert verdict == Verdict(accepted, verdict.explanation, rows, right / rows, None, None, ())
+
+
+def test_no_rows_at_all_are_not_enough() -> None:
+    assert alone(0, 0).explanation == (
+        "not enough data (0 rows, at least 200); not clearly better than guessing: "
+        "challenger 0.0 % on 0 rows, no champion yet; guessing gives 100.0 %"
+    )
+
+
+def test_the_floor_is_reached_by_standing_on_it() -> None:
+    at = judge(*cases(300, 0, 60, 40), replace(SETTINGS, min_accuracy=0.9), 0)
+    assert at.accept, at.explanation
+    below = judge(*cases(300, 0, 60, 40), replace(SETTINGS, min_accuracy=0.91), 0)
+    assert below.explanation.startswith("below the floor of 91.0 %: challenger 90.0 % vs champion 15.0 % on 400 rows")
+
+
+def test_a_slice_that_lost_is_told_apart_from_one_that_may_have() -> None:
+    drifted = cases(751, 2, 192, 55, "drifted")
+    lost = judge(*together(drifted, cases(0, 30, 290, 80, "clean"), cases(5, 5, 30, 10, "tiny")), SETTINGS, 0)
+    assert not lost.accept
+    assert lost.explanation.startswith("slice clean lost too much (\u22127.5 points on 400 rows, perhaps \u2212")
+    assert lost.explanation.endswith("; slice tiny +0.0 points on 50 rows (too few rows to judge)")
+    assert "slice drifted +74.9 points on 1,000 rows;" in lost.explanation
+    perhaps = judge(*together(drifted, cases(2, 18, 300, 80, "clean")), SETTINGS, 0)
+    assert not perhaps.accept
+    assert perhaps.explanation.startswith("slice clean may have lost too much (\u22124.0 points on 400 rows, perhaps ")
+    kept = judge(*together(drifted, cases(6, 14, 300, 80, "clean")), SETTINGS, 0)
+    assert kept.accept
+    assert kept.explanation.endswith(
+        "; slice clean \u22122.0 points on 400 rows; slice drifted +74.9 points on 1,000 rows"
+        " (none may lose more than 5)"
+    )
+
+
+@pytest.mark.parametrize(("won", "lost", "words"), [(20, 20, "not clearly better than"), (40, 44, "worse than")])
+def test_the_reason_comes_first(won: int, lost: int, words: str) -> None:
+    assert judge(*cases(won, lost, 400, 60), SETTINGS, 0).explanation.startswith(words + " the champion: challenger")
+
+
+def test_a_verdict_carries_its_numbers() -> None:
+    columns = together(cases(100, 10, 60, 30, "drifted"), cases(6, 4, 70, 20, "clean"), cases(5, 5, 30, 59, "tiny"))
+    accepted = judge(*columns, replace(SETTINGS, margin=0.2), 3)
+    drifted = Slice("drifted", 200, 70 / 200, 160 / 200, lower_bound(100, 10, 200, 3))
+    clean = Slice("clean", 100, 74 / 100, 76 / 100, lower_bound(6, 4, 100, 3))
+    tiny = Slice("tiny", 99, 35 / 99, 35 / 99, None)
+    p = binomial_tail(111, 130, 0.5)
+    words = accepted.explanation
+    assert accepted == Verdict(True, words, 399, 271 / 399, 179 / 399, p, (clean, drifted, tiny))
+    assert words == (
+        "challenger 67.9 % vs champion 44.9 % on 399 rows (p = 3e-17); slice clean +2.0 points on 100 rows; "
+        "slice drifted +45.0 points on 200 rows; slice tiny +0.0 points on 99 rows (too few rows to judge) "
+        "(none may lose more than 20)"
+    )
+    refused = judge(*columns, replace(SETTINGS, margin=0.2, min_accuracy=0.7), 3)
+    assert refused == Verdict(False, refused.explanation, 399, 271 / 399, 179 / 399, p, (clean, drifted, tiny))
+    plain = judge(*cases(100, 10, 60, 30), SETTINGS, 3)
+    assert plain.explanation == "challenger 80.0 % vs champion 35.0 % on 200 rows (p = 4e-20)"
+
+
+def test_two_reasons_are_told_one_after_the_other() -> None:
+    verdict = judge(*cases(10, 60, 400, 60), SETTINGS, 5)
+    lower = f"{100 * lower_bound(10, 60, 530, 5):+.1f}".replace("-", "\u2212")
+    assert verdict.explanation == (
+        "worse than the champion; slice all rows lost too much "
+        f"(\u22129.4 points on 530 rows, perhaps {lower} points): "
+        "challenger 77.4 % vs champion 86.8 % on 530 rows (p = 1.00)"
+    )
+
+
+def test_no_rows_beside_a_champion_are_not_enough() -> None:
+    nothing = judge(*cases(0, 0, 0, 0), SETTINGS, 0)
+    assert nothing.explanation == (
+        "not enough data (0 rows, at least 200): challenger 0.0 % vs champion 0.0 % on 0 rows (p = 1.00)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "trials", "chance", "expected"),
+    [
+        (0, 10, 0.5, 1.0),
+        (-1, 10, 0.5, 1.0),
+        (1, 10, 0.5, 1 - 0.5**10),
+        (1, 10, 0.0, 0.0),
+        (0, 10, 0.0, 1.0),
+        (3, 10, 1.0, 1.0),
+        (3, 2, 0.5, 0.0),
+        (0, 0, 0.5, 1.0),
+        (10, 10, 0.5, 0.5**10),
+    ],
+)
+def test_the_tail_at_its_ends(least: int, trials: int, chance: float, expected: float) -> None:
+    assert binomial_tail(least, trials, chance) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_the_bound_is_of_the_smoothed_counts() -> None:
+    # One row more in each changing cell, over n + 2: the mean of the draws lies there, not at the raw shares.
+    assert lower_bound(0, 0, 100, 0) == pytest.approx(-0.03, abs=0.011)
+    draws = np.random.default_rng(7).multinomial(300, [31 / 302, 11 / 302, 260 / 302], size=REPLICATES)
+    assert lower_bound(30, 10, 300, 7) == float(np.quantile((draws[:, 0] - draws[:, 1]) / 300, 0.05))

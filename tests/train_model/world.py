@@ -52,7 +52,7 @@ class World:
         return f"file://{self.root / name}"
 
     def environment(self) -> dict[str, str]:
-        event = {"event_id": "ev-1", "fingerprint": "f1", "reason": "<b>drift</b> of digits"}
+        event = {"event_id": "ev-1", "fingerprint": "f1", "reason": "<b>drift</b> of \u202edigits\x1b[2J"}
         encoded = {"AEGIS_EVENT": event, "AEGIS_SETTINGS": self.settings}
         return clean(
             {

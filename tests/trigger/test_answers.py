@@ -117,10 +117,12 @@ def test_both_content_modes_are_read(world: World, key_file: Path, structured: b
     assert post(function, drift(summary="café \U0001f600"), key=KEY, structured=structured).status == 200
 
 
-def test_a_structured_event_without_a_content_type_is_json(world: World) -> None:
-    headers, body = events.encode(events.to_cloudevent(drift()), structured=True)
-    assert "cloudevents" in headers["content-type"]
-    assert ask(world.function(), headers={}, body=body).status == 200
+@pytest.mark.parametrize(
+    "media", [None, "application/json", "application/cloudevents+json", "Application/CloudEvents+JSON; charset=UTF-8"]
+)
+def test_a_structured_event_is_json_also_where_no_content_type_says_so(world: World, media: str | None) -> None:
+    _, body = events.encode(events.to_cloudevent(drift()), structured=True)
+    assert ask(world.function(), headers={} if media is None else {"content-type": media}, body=body).status == 200
 
 
 # --- malformed: 400 ---
@@ -141,6 +143,12 @@ def _headers(**changes: str | None) -> Callable[[dict[str, str], bytes], tuple[d
         return {name: value for name, value in merged.items() if value is not None}, body
 
     return change
+
+
+def _as_text(media: str) -> tuple[dict[str, str], bytes]:
+    """The content types of a CORS simple request, which needs nobody's leave."""
+    _, body = events.encode(events.to_cloudevent(drift()), structured=True)
+    return {"content-type": media}, body
 
 
 MALFORMED: dict[str, Callable[[dict[str, str], bytes], tuple[dict[str, str], bytes]]] = {
@@ -164,6 +172,8 @@ MALFORMED: dict[str, Callable[[dict[str, str], bytes], tuple[dict[str, str], byt
     "a subject of another model": _headers(ce_subject="default/fraud/7"),
     "a header that is not UTF-8": _headers(ce_subject="%ff"),
     "a batch": _headers(content_type="application/cloudevents-batch+json"),
+    "a structured event as a web page may send it": lambda _h, _b: _as_text("text/plain"),
+    "a structured event as a form": lambda _h, _b: _as_text("application/x-www-form-urlencoded"),
     "a model that is no name": _changed(model="a/b"),
     "a model that is no text": _changed(model=7),
     "no environment": _changed(environment="(none)"),
@@ -173,6 +183,7 @@ MALFORMED: dict[str, Callable[[dict[str, str], bytes], tuple[dict[str, str], byt
     "a start that is none": _changed(starts_at="soon"),
     "no start": _changed(starts_at="(none)"),
     "a score that is text": _changed(score="0.3"),
+    "a score beyond all numbers": _changed(score=10**400),
     "labels that are a list": _changed(labels=["a"]),
 }
 
@@ -306,10 +317,31 @@ def test_a_wrong_seal_does_not_spoil_a_right_token(world: World, key_file: Path,
         (True, "127.0.0.1", {"x_forwarded_for": "10.0.0.1"}, 401),
         (True, "127.0.0.1", {"forwarded": "for=10.0.0.1"}, 401),
         (True, "127.0.0.1", {"k_proxy_request": "activator"}, 401),
+        (True, "127.0.0.1", {"origin": "https://evil.example"}, 401),
+        (True, "127.0.0.1", {"origin": "null"}, 401),
+        (True, "127.0.0.1", {"origin": "http://localhost:12001"}, 401),
+        (True, "127.0.0.1", {"sec_fetch_site": "cross-site"}, 401),
+        (True, "127.0.0.1", {"sec_fetch_mode": "no-cors"}, 401),
+        (True, "127.0.0.1", {"host": "evil.example"}, 401),
+        (True, "127.0.0.1", {"host": "evil.example:12001"}, 401),
+        (True, "127.0.0.1", {"host": "127.0.0.1.evil.example:12001"}, 401),
+        (True, "127.0.0.1", {"host": "localhost.evil.example"}, 401),
+        (True, "127.0.0.1", {"host": "localhost:12001, evil.example"}, 401),
+        (True, "127.0.0.1", {"host": "evil.example@localhost"}, 401),
+        (True, "127.0.0.1", {"host": "10.0.0.1"}, 401),
+        (True, "127.0.0.1", {"host": "0.0.0.0"}, 401),  # noqa: S104  # reaches this machine from a browser
+        (True, "127.0.0.1", {"host": ""}, 401),
+        (True, "127.0.0.1", {"host": "127.0.0.1:12001"}, 200),
+        (True, "127.0.0.1", {"host": "127.7.7.7"}, 200),
+        (True, "127.0.0.1", {"host": "localhost"}, 200),
+        (True, "127.0.0.1", {"host": "LocalHost:12001"}, 200),
+        (True, "::1", {"host": "[::1]:12001"}, 200),
+        (True, "::1", {"host": "[::2]:12001"}, 401),
+        (True, "10.0.0.1", {"host": "localhost"}, 401),
         (False, "127.0.0.1", {}, 401),
     ],
 )
-def test_loopback_is_trusted_only_when_it_is_set_and_nobody_forwards(
+def test_loopback_is_trusted_only_when_it_is_set_and_a_program_on_this_machine_calls(
     world: World, key_file: Path, trust: bool, peer: str, header: dict[str, Any], status: int
 ) -> None:
     function = world.function(trust_loopback=trust, seal_keys=(key_file,))

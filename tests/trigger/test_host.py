@@ -159,6 +159,16 @@ def test_a_store_that_cannot_be_opened_is_503_while_the_process_stays_ready(tmp_
 def test_the_functions_framework_command_serves_it_too(tmp_path: Path) -> None:
     with trigger_host(tmp_path / "ledger.db", tmp_path / "log", command=True) as host:
         host.ready()
+        by_a_page: dict[str, Any] = {
+            "Origin": "https://evil.example",
+            "Sec-Fetch-Site": "cross-site",
+            "Sec-Fetch-Mode": "no-cors",
+        }
+        assert send(host, live("churn"), seal=False, **by_a_page)[0] == 401
+        assert send(host, live("churn"), seal=False, Host="rebound.example")[0] == 401
+        _, body = events.encode(events.to_cloudevent(live("churn")), structured=True)
+        assert host.request("POST", "/", body, {"Content-Type": "text/plain"})[0] == 400
+        assert workflows_of(tmp_path, "churn") == 0
         status, body, headers = send(host, live("churn"), seal=False)
         assert status == 200
         assert events.decode(headers, body).type == events.SUBMITTED
@@ -194,7 +204,7 @@ def test_a_request_in_flight_is_finished_when_the_host_is_told_to_stop(tmp_path:
         headers, body = events.encode(events.to_cloudevent(live("churn")))
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         with socket.create_connection(("127.0.0.1", host.port), timeout=20) as raw:
-            raw.sendall(f"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode())
+            raw.sendall(f"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{head}\r\n".encode())
             raw.sendall(body[:-1])
             host.request("GET", "/health/liveness")  # by now the other request is being read
             assert host.process is not None
