@@ -272,7 +272,7 @@ class Fleet:
             canary=self.chance(0.2),
         )
         times = {"cooldown": model.cooldown, "evidenceTTL": model.ttl, "quietPeriod": model.quiet}
-        spec = {name: spell_duration(time) for name, time in times.items()}
+        spec: dict[str, Any] = {name: spell_duration(time) for name, time in times.items()}
         spec |= {"approval": model.approval, "maxAttempts": rng.choice((1, 3, 3, 5))}
         self.ledger.set_spec("default", model.name, spec, self.now)
         return model

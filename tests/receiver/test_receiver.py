@@ -414,6 +414,12 @@ def test_without_credentials_only_this_machine_may_call(peer: str) -> None:
     assert World().post(payload(alert()), peer=peer).status == 403
 
 
+@pytest.mark.parametrize("header", [{"host": "evil.example"}, {"origin": "http://x"}, {"sec-fetch-site": "none"}])
+def test_without_credentials_no_web_page_may_call_through_a_browser(header: dict[str, str]) -> None:
+    headers = {"content-type": "application/json", **header}
+    assert World().post(payload(alert()), headers=headers).status == 403
+
+
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1"])
 def test_without_credentials_this_machine_may_call(peer: str) -> None:
     assert World().post(payload(alert()), peer=peer).status == 200

@@ -168,7 +168,9 @@ def alone(right: int, rows: int, min_accuracy: float = 0.0) -> Verdict:
     """Without a champion, on two classes of the same size."""
     labels = np.where(np.arange(rows) < rows / 2, "a", "b")
     challenger = np.where(np.arange(rows) < right, labels, "z")
-    return judge(labels, challenger, None, np.full(rows, "", dtype="<U8"), replace(SETTINGS, min_accuracy=min_accuracy), 0)
+    return judge(
+        labels, challenger, None, np.full(rows, "", dtype="<U8"), replace(SETTINGS, min_accuracy=min_accuracy), 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ INJECTIONS = {
     "a tag character": "s3://data/\U000e0001",
     "bidi": "s3://data/\u202ex",
     "a non-breaking space": "s3://data/\xa0",
+    "a letter beyond ASCII": "s3://data/ü",
 }
 """The rows of facts/argo.md that Argo substitutes, evaluates or dies of, and their kin."""
 CARRIERS = ("model", "environment", "model-version", "dataset-uri", "evaluation-uri", "last-inputs")
