@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCKED := --require-hashes --no-deps
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: demo test lint coverage lock bench mutants clean
+.PHONY: demo test lint coverage lock bench simulate mutants clean
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -39,6 +39,10 @@ coverage: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+
+# Not part of `test`, which simulates a tenth of it: it takes up to 20 minutes.
+simulate: $(VENV)/.dev
+	@$(BIN)/python -m tests.policy.simulator --model-days 10000 --seed 1 --record docs/simulation.md
 
 # Not part of `test`: it takes about half an hour. Fails if a survivor is not argued in docs/mutants.md.
 MUTANTS ?= 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'

@@ -6,7 +6,6 @@ Never a shell. A child gets exactly the environment that it is handed, and dies 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -21,7 +20,7 @@ from typing import IO
 from aegis.errors import Permanent
 
 LOG_LIMIT = 1 << 20
-"""Bytes of output kept a container, half from its beginning and half from its end."""
+"""Bytes of output kept a container, from its beginning; of what follows only the end is."""
 TAIL = 2048
 """Bytes of the end of the output that go into a node's message: what Kubernetes takes of a log."""
 GRACE_S = 5.0
@@ -88,10 +87,9 @@ def run(
     env: Mapping[str, str],
     cwd: Path,
     log: Path,
-    record: Path,
     stop: Callable[[], str | None],
 ) -> Ended:
-    """Run a command to its end, or until `stop()` gives a reason. Output goes to `log`, identity to `record`.
+    """Run a command to its end, or until `stop()` gives a reason. Its output goes to `log`.
 
     Raises Permanent if it can't be started at all (a NUL in a value, too large an environment).
     """
@@ -102,7 +100,6 @@ def run(
         )  # fmt: skip
     except (OSError, ValueError) as exc:  # ValueError: a NUL byte or an unpaired surrogate in a value
         raise Permanent(f"can't start {argv[0]}: {exc}") from exc
-    record.write_text(json.dumps({"pid": child.pid, "started": _started(child.pid)}))
     assert child.stdout is not None  # noqa: S101  # for the type checker: stdout is a pipe
     try:
         with child.stdout as output, log.open("wb", buffering=0) as file:
@@ -112,7 +109,6 @@ def run(
     finally:
         _signal(child.pid, signal.SIGKILL)  # also what it started and left: a pod's end would end that too
         exit_code = child.wait()  # only now is its number free again
-        record.unlink(missing_ok=True)
     return Ended(exit_code if exit_code >= 0 else 128 - exit_code, tail, reason)
 
 
@@ -120,15 +116,6 @@ def tied(argv: Sequence[str]) -> list[str]:
     """The command, made to end with all below it when it is over or the thread that starts it is gone (Linux)."""
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())] if sys.platform == "linux" else []
     return [*launcher, *argv]
-
-
-def end_recorded(record: Path) -> None:
-    """End what a killed runner left behind, unless its process id belongs to somebody else by now."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        left = json.loads(record.read_bytes())
-        if _started(left["pid"]) in (None, left["started"]):  # None: the leader is gone, its group may not be
-            _signal(left["pid"], signal.SIGKILL)
-    record.unlink(missing_ok=True)
 
 
 def _follow(
@@ -170,30 +157,24 @@ def _next(selector: selectors.BaseSelector, output: IO[bytes]) -> bytes:
 
 
 class _Kept:
-    """The first and the last half of a log. The first half is written as it comes."""
+    """The first part of a log, written as it comes, and its end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._room = LOG_LIMIT // 2
-        self._last = bytearray()
+        self._room = LOG_LIMIT
         self._dropped = 0
         self._tail = b""
 
     def write(self, chunk: bytes) -> None:
         self._tail = (self._tail + chunk)[-TAIL:]
-        head, rest = chunk[: self._room], chunk[self._room :]
-        self._room -= len(head)
-        self._file.write(head)
-        self._last += rest
-        excess = len(self._last) - LOG_LIMIT // 2
-        if excess > 0:
-            self._dropped += excess
-            del self._last[:excess]
+        self._file.write(chunk[: self._room])
+        self._dropped += len(chunk[self._room :])
+        self._room = max(0, self._room - len(chunk))
 
     def close(self) -> str:
         if self._dropped:
-            self._file.write(b"\n... %d bytes left out ...\n" % self._dropped)
-        self._file.write(self._last)
+            self._file.write(b"\n... %d bytes left out ...\n" % max(0, self._dropped - TAIL))
+            self._file.write(self._tail[-self._dropped :])
         return self._tail.decode(errors="replace").strip()
 
 
@@ -209,11 +190,3 @@ def _end(group: int) -> None:
 def _signal(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process started, in the kernel's ticks; None if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None

@@ -25,7 +25,6 @@ from aegis.errors import NotFound, Permanent, Temporary
 from aegis.events import parse_time
 from retrain_trigger.sqlite import Document, Objects, Stored
 
-from . import process
 from .workflow_run import ENDED, KIND, Halt, Host, Run, Settings, end, timestamp, update
 from .workflow_template import WorkflowTemplate, items, parse
 
@@ -78,8 +77,6 @@ class Runner:
         taken = 0
         running: dict[Future[None], str] = {}
         with _alone(host.runs), ThreadPoolExecutor(self.settings.parallel, "workflow") as pool:
-            for record in host.runs.glob("*/*/*.process"):
-                process.end_recorded(record)
             while True:
                 due = self._due(host, set(running.values()))
                 for name in due[: self.settings.parallel - len(running)]:

@@ -418,11 +418,8 @@ class _Pod:
         source = volume.get("secret") or volume.get("configMap")
         if source is None:
             return
-        name = source.get("secretName") or source["name"]
-        values = (self._host.secrets if "secret" in volume else self._host.config).get(name)
-        if values is None and not source.get("optional", False):
-            raise Permanent(f"volume {volume['name']} needs {name}, which isn't there")
-        for key, value in (values or {}).items():
+        held, name = (self._host.secrets, "secretName") if "secret" in volume else (self._host.config, "name")
+        for key, value in _values(held, source[name], source).items():
             with os.fdopen(os.open(target / key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(value)
 
@@ -437,10 +434,9 @@ class _Pod:
         for container in (*items(self._template, "initContainers"), self._main):
             name = container["name"]
             mounts = self._mounts(container)
-            log = self._directory / f"{name}.log"
             ended = process.run(
                 self._argv(container, mounts), self._env(container, mounts), self._directory / "tmp",
-                log, log.with_suffix(".process"), stop,
+                self._directory / f"{name}.log", stop,
             )  # fmt: skip
             node: Node = {"phase": "Succeeded", "exitCode": ended.exit_code}
             if container is self._main:
@@ -490,26 +486,25 @@ class _Pod:
         home, tmp = str(self._directory / "home"), str(self._directory / "tmp")
         env = {"PATH": self._host.path, "LANG": "C.UTF-8", "HOME": home, "TMPDIR": tmp}
         for source in items(container, "envFrom"):
-            for kind, reference in source.items():
-                env |= self._values(kind.removesuffix("Ref"), reference) or {}
+            env |= _values(self._host.secrets, source["secretRef"]["name"], source["secretRef"])
         for variable in items(container, "env"):
             if "value" in variable:
                 env[variable["name"]] = _rewrite(variable["value"], mounts, self._scope)
                 continue
-            for kind, reference in variable["valueFrom"].items():
-                values = self._values(kind.removesuffix("KeyRef"), reference) or {}
-                if reference["key"] in values:
-                    env[variable["name"]] = values[reference["key"]]
-                elif not reference.get("optional", False):
-                    raise Permanent(f"{variable['name']} needs {reference['key']} of {reference['name']}")
+            reference = variable["valueFrom"]["configMapKeyRef"]
+            values = _values(self._host.config, reference["name"], reference)
+            if reference["key"] in values:
+                env[variable["name"]] = values[reference["key"]]
+            elif not reference.get("optional", False):
+                raise Permanent(f"{variable['name']} needs {reference['key']} of {reference['name']}")
         return env
 
-    def _values(self, kind: str, reference: Template) -> Mapping[str, str] | None:
-        """Look up a ConfigMap or Secret; None if it is optional and not there."""
-        values = (self._host.secrets if kind == "secret" else self._host.config).get(reference["name"])
-        if values is None and not reference.get("optional", False):
-            raise Permanent(f"{kind} {reference['name']} isn't there")
-        return values
+
+def _values(held: Mapping[str, Mapping[str, str]], name: str, reference: Template) -> Mapping[str, str]:
+    """Look up a ConfigMap or Secret; empty if it is optional and not there. Raises Permanent."""
+    if name not in held and not reference.get("optional", False):
+        raise Permanent(f"{name} isn't there")
+    return held.get(name, {})
 
 
 def _rewrite(text: str, mounts: Mounts, scope: Scope) -> str:

@@ -79,7 +79,12 @@ def test_every_check_was_made_and_the_time_was_told(told: Told, capsys: pytest.C
     assert all(f"checked: {name}" in told.output for name in CHECKS)
     [line] = [line for line in told.output.splitlines() if "It took" in line]
     with capsys.disabled():
-        print(f"\naegis demo: {line}  (its limit on an idle machine: 60 s)")
+        print(f"\naegis demo: {line}")
+
+
+def test_a_demo_that_takes_too_long_says_so() -> None:
+    assert product.took(26.4) == "It took 26 s."
+    assert product.took(75.1) == "It took 75 s: more than the 60 s that an idle machine may need."
 
 
 def test_it_says_where_to_look_next_and_that_is_there(told: Told) -> None:

@@ -117,6 +117,7 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.name}")
         self._thread.start()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._errors: list[Exception] = []
         self._server: asyncio.Server | None = None
         self.up()
         return self
@@ -127,6 +128,8 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        if self._errors:
+            raise ExceptionGroup(f"inside the proxy {self.name}", self._errors)
 
     @property
     def url(self) -> str:
@@ -177,6 +180,8 @@ class FaultProxy:
                 await self._handle(request, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass  # one side left, which is what these tests are about
+        except Exception as error:  # noqa: BLE001  # the outermost boundary of a call: `__exit__` raises it
+            self._errors.append(error)
         finally:
             writer.close()
 
@@ -228,14 +233,18 @@ def _happens(fault: Fault, call: Call, writer: asyncio.StreamWriter) -> None:
 
 
 def _caller(writer: asyncio.StreamWriter) -> int:
-    """The process at the other end of a connection: the kernel knows the socket, and /proc who holds it."""
+    """The process at the other end of a connection: the kernel knows the socket, and /proc who holds it.
+
+    Both change while they are read, so one look may miss it.
+    """
     theirs, ours = (f"0100007F:{writer.get_extra_info(name)[1]:04X}" for name in ("peername", "sockname"))
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    [inode] = [line[9] for line in lines if line[1:3] == [theirs, ours]]
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if os.readlink(entry) == f"socket:[{inode}]":  # noqa: PTH115  # a socket is no path
-                return int(entry.parts[2])
+    for _ in range(100):
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        held = {f"socket:[{line[9]}]" for line in lines if line[1:3] == [theirs, ours]}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile, or one of its files was closed
+                if any(str(entry.readlink()) in held for entry in (process / "fd").iterdir()):
+                    return int(process.name)
     raise AssertionError("the caller is gone")
 
 

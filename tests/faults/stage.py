@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,12 +74,8 @@ def mlflow_server(home: Path) -> Iterator[int]:
     """The port of an MLflow server that is ended by its process id."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{home}/mlflow.db",
-        "--artifacts-destination",
-        str(home / "artifacts"),
-    ]
+    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
+    command += ["--artifacts-destination", str(home / "artifacts")]
     env = clean({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home, start_new_session=True)
@@ -103,7 +100,7 @@ def mlflow_client(port: int) -> Any:
 
 
 def put_data(storage: Mapping[str, str]) -> None:
-    """Data that drifted: eight clusters that moved along other axes, and an evaluation set with both in it."""
+    """Data that drifted: four clusters that moved to other axes, and an evaluation set with both in it."""
     store, rng = open_store(DATA, env=storage), np.random.default_rng(0)
 
     def rows(count: int, moved: int) -> tuple[Any, Any]:
@@ -125,8 +122,6 @@ def put_data(storage: Mapping[str, str]) -> None:
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:
-    from io import BytesIO
-
     buffer = BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
@@ -450,6 +445,8 @@ class Promote(Scenario):
         assert client.get_model_version_by_alias(self.model, "champion").version == version.version
         [logged] = client.search_logged_models([run.info.experiment_id])
         assert (logged.status, version.source) == ("READY", f"models:/{logged.model_id}")
+        held = {item.path: item.file_size for item in client.list_logged_model_artifacts(logged.model_id)}
+        assert held == {path.name: path.stat().st_size for path in self.stage.retrained[1].iterdir()}
         assert (found["outcome"], found["pointer"], found["registered-version"]) == ("Promoted", "2", version.version)
 
 

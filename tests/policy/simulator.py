@@ -379,8 +379,10 @@ class Fleet:
             return
         self.summary.events += 1
         if drift.firing:
-            if drift.seen - model.newest_sighting >= model.quiet - SKEW:
-                model.failures = 0  # so may the ledger have done
+            record = self.ledger.read(model.key)
+            heard = record.status.last_seen if record else None
+            if heard and drift.seen - heard >= model.quiet - SKEW:
+                model.failures = 0  # as the ledger does after that much quiet
             model.newest_sighting = max(model.newest_sighting, drift.seen)
         before = self.table.writes[MODELS]
         decided = self.call(lambda replica: replica.event(drift).decision)

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from aegis.errors import Permanent
-from aegis_cli.process import LOG_LIMIT
+from aegis_cli.process import LOG_LIMIT, TAIL
 from aegis_cli.runner import approve, reject, stop
+from aegis_cli.workflow_template import SHAPES
 from tests.support import until
 
 from .conftest import NOW, Json, World, container, output, outputs, phase, pod, row, template
@@ -317,7 +318,7 @@ def test_a_log_is_kept_from_both_ends_and_bounded(world: World) -> None:
     code = "print('first'); [print('x' * 999) for _ in range(5000)]; print('last', flush=True); raise SystemExit(1)"
     done = world.run(template(pod("a", code)))
     log = world.log("a")
-    assert len(log) < LOG_LIMIT + 100
+    assert len(log) < LOG_LIMIT + TAIL + 100
     assert log.startswith("first\n")
     assert log.endswith("last\n")
     assert "bytes left out" in log
@@ -571,7 +572,7 @@ def test_a_cancelled_workflow_ends_as_failed_and_says_so(world: World, strategy:
     world.submit(row("w"))
     thread = threading.Thread(target=world.runner(document).run_pending)
     thread.start()
-    until(lambda: (world.home / "runs/w/a/main.process").exists())
+    until((world.home / "runs/w/a/main.log").exists)
     if strategy == "Stop":
         stop(world.objects, "w")
     else:
@@ -654,22 +655,26 @@ def test_a_runner_that_is_told_to_stop_ends_its_steps_and_the_next_runs_them_aga
     assert runs.read_text() == ".."
 
 
-def test_a_process_number_that_belongs_to_somebody_else_is_left_alone(world: World) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    try:
-        record = world.home / "runs/w/a/main.process"
-        record.parent.mkdir(parents=True)
-        record.write_text(f'{{"pid": {bystander.pid}, "started": "1"}}')
-        world.runner(template(pod("a", ""))).run_pending()
-        assert not record.exists()
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
-
-
 def test_a_container_s_program_is_never_a_shell_s(world: World) -> None:
     one = pod("a", "")
     one["container"] = {**container(""), "command": ["echo", "$HOME", ";", "id"]}
     world.run(template(one))
     assert world.log("a") == "$HOME ; id\n"
+
+
+def test_the_runner_knows_hardly_a_field_that_the_shipped_template_does_not_use() -> None:
+    used: set[tuple[str, str]] = set()
+
+    def walk(value: object, kind: str) -> None:
+        if isinstance(value, list):
+            for item in value:
+                walk(item, kind[1:-1])
+        elif isinstance(value, dict) and kind in SHAPES:
+            for name, item in value.items():
+                used.add((kind, name))
+                walk(item, SHAPES[kind].executed.get(name, ""))
+
+    walk(yaml.safe_load(SHIPPED.read_text()), "workflowTemplate")
+    known = {(kind, name) for kind, shape in SHAPES.items() for name in (*shape.executed, *shape.cluster)}
+    spare = {("container", "args"), ("initContainer", "args"), ("container", "name"), ("parameter", "value")}
+    assert known - used == spare
