@@ -252,7 +252,8 @@ def test_whatever_goes_wrong_each_model_ends_with_one_workflow_one_run_and_one_v
     for name in NAMES:
         codes = chain.codes(name)
         assert set(codes.values()) <= {"0", "137"}
-        assert [pod for pod, code in codes.items() if code == "137"] == sorted(killed[name])
+        # Not equal: the runner, killed for x-four, may die before it notes how another's step ended, and runs it again.
+        assert {pod for pod, code in codes.items() if code == "137"} <= set(killed[name])
 
 
 def only_one_of_each(chain: Chain, model: str) -> None:
