@@ -1,0 +1,353 @@
+"""What stands in the ledger after each step of a retrain, whole: every field, and the words that people read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from retrain_trigger import policy as rules
+from retrain_trigger.model import Evidence, Policy, Record, Request, Retrain, Row, Status, workflow_name
+from retrain_trigger.policy import Decision, Finish, Kind, Outcome, decide
+
+from .world import DAY, HOUR, MINUTE, PREFIX, SECOND, START, drift
+
+NOW = START
+UID = "uid-of-churn"
+
+
+def record(status: Status | None = None, *, request: Request | None = None, **policy: Any) -> Record:
+    return Record(
+        name="churn.default", uid=UID, version="1", environment="default", model="churn", policy=Policy(**policy),
+        status=status or Status(), request=request,
+    )  # fmt: skip
+
+
+def alert(number: int = 1, **more: Any) -> Evidence:
+    fields: dict[str, Any] = {
+        "fingerprint": f"{number:016x}",
+        "starts_at": NOW - HOUR,
+        "seen": NOW - MINUTE,
+        "version": f"v{number}",
+        "dataset_uri": f"{PREFIX}{number}",
+        "event_id": f"event-{number}",
+        "source": f"/alertmanager/{number}",
+    }
+    return Evidence(**{**fields, **more})
+
+
+def claimed(**more: Any) -> Retrain:
+    fields: dict[str, Any] = {
+        "sequence": 4, "workflow": workflow_name("churn", UID, 4), "claim": "token", "phase": "Claimed",
+        "first_claimed_at": NOW - HOUR, "claimed_at": NOW - HOUR, "versions": ("v1",), "version": "v1",
+        "event_id": "event-1", "reason": "version v1 drifts",
+    }  # fmt: skip
+    return Retrain(**{**fields, **more})
+
+
+def reasons(status: Status) -> dict[str, tuple[str, str]]:
+    return {condition.type: (condition.status, condition.reason) for condition in status.conditions}
+
+
+def ask(given: Record, **more: Any) -> Decision:
+    return decide(given, NOW, claim="token", prefixes=(PREFIX,), **more)
+
+
+# --- the claim ---
+
+
+def test_a_claim_names_the_most_severe_alert_and_the_newest_data() -> None:
+    status = Status(
+        evidence=(
+            alert(1, severity="critical", feature="age"),
+            alert(2, seen=NOW - SECOND),
+            alert(3, dataset_uri=None),
+        ),
+        sequence=3,
+    )
+    decision = ask(record(status))
+    assert decision.kind is Kind.SUBMIT
+    assert decision.status.retrain == Retrain(
+        sequence=4, workflow=workflow_name("churn", UID, 4), claim="token", phase="Claimed", first_claimed_at=NOW,
+        claimed_at=NOW, severity="critical", dataset_uri=PREFIX + "2", versions=("v1", "v2", "v3"), event_id="event-1",
+        fingerprint=f"{1:016x}", source="/alertmanager/1", version="v1", reason="version v1 drifts on age",
+    )  # fmt: skip
+    assert decision.status.sequence == 4
+    assert (decision.reason, decision.message) == ("Drift", "version v1 drifts on age")
+    assert decision.status.history == (
+        Row(
+            kind="Submitted", reason="Drift", message="version v1 drifts on age", first=NOW, last=NOW,
+            workflow=workflow_name("churn", UID, 4),
+        ),
+    )  # fmt: skip
+    assert decision.unclaimed == replace(status)
+
+
+def test_a_claim_without_a_feature_names_only_the_version() -> None:
+    assert ask(record(Status(evidence=(alert(),)))).message == "version v1 drifts"
+
+
+def test_a_request_without_any_alert_takes_the_last_data_again() -> None:
+    last = claimed(phase="Finished", outcome="Rejected", inputs="ab" * 32, dataset_uri=PREFIX + "old", settled=True)
+    request = Request("mine", by="ann", why="new labels")
+    decision = ask(record(Status(retrain=last, sequence=4), request=request))
+    assert decision.status.retrain == Retrain(
+        sequence=5, workflow=workflow_name("churn", UID, 5), claim="token", phase="Claimed", first_claimed_at=NOW,
+        claimed_at=NOW, severity="critical", dataset_uri=PREFIX + "old", reason="requested by ann: new labels",
+        requested_by="ann",
+    )  # fmt: skip
+    assert decision.status.tokens == ("mine",)
+    assert decision.reason == "Requested"
+    assert ask(record(Status(sequence=4), request=Request("mine", by="ann"))).message == "requested by ann"
+
+
+def test_a_request_names_alerts_that_are_over_too_and_those_that_fire_before_them() -> None:
+    over = alert(1, seen=NOW - 10 * HOUR)
+    resolved = alert(2, seen=None, ends_at=NOW - HOUR, resolve_seen=NOW - HOUR)
+    request = Request("mine")
+
+    def versions(*evidence: Evidence) -> tuple[str, ...]:
+        retrain = ask(record(Status(evidence=evidence), request=request)).status.retrain
+        assert retrain is not None
+        return retrain.versions
+
+    assert versions(over, resolved) == ("v1",)
+    assert versions(resolved) == ("v2",)
+    assert versions(over, resolved, alert(3)) == ("v3",)
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [("Rejected", "ab" * 32), ("Promoted", None), ("BadData", None)])
+def test_only_after_a_rejection_the_inputs_are_told_to_the_next(outcome: str, kept: str | None) -> None:
+    last = claimed(phase="Finished", outcome=outcome, inputs="ab" * 32, settled=True)
+    retrain = ask(record(Status(evidence=(alert(9),), retrain=last, sequence=4))).status.retrain
+    assert retrain is not None
+    assert retrain.inputs == kept
+
+
+def test_a_location_that_is_not_allowed_is_named() -> None:
+    decision = ask(record(Status(evidence=(alert(dataset_uri="s3://other/x"),)), evaluation_uri="s3://other/y"))
+    assert decision.reason == "LocationNotAllowed"
+    assert decision.message.endswith(
+        ": dataset s3://other/x is not below an allowed dataset prefix; "
+        "spec.evaluationUri s3://other/y is not below an allowed dataset prefix"
+    )
+    refused = ask(record(), event=drift(NOW, dataset_uri="s3://other/x"))
+    assert refused.faults == {"dataset_uri": "is not below an allowed dataset prefix"}
+
+
+def test_a_claim_that_is_taken_over_or_renamed_stays_the_same_claim() -> None:
+    status = Status(retrain=claimed(), sequence=4, attempts=1)
+    assert rules.renewed(record(status), NOW) == replace(status, retrain=claimed(claimed_at=NOW))
+    row = Row(
+        kind="Hold", reason="NameTaken", message="the Workflow's name is taken; using the next", first=NOW, last=NOW
+    )
+    assert rules.name_taken(record(status), NOW) == replace(
+        status, retrain=claimed(sequence=5, workflow=workflow_name("churn", UID, 5)), sequence=5, history=(row,)
+    )
+
+
+@pytest.mark.parametrize(("known", "found", "after"), [(4, 7, 7), (9, 7, 9)])
+def test_a_workflow_that_was_forgotten_is_taken_over(known: int, found: int, after: int) -> None:
+    retrain = claimed(sequence=found, phase="Submitted")
+    assert rules.taken_over(Status(sequence=known), retrain) == Status(sequence=after, retrain=retrain)
+
+
+def test_a_budget_that_is_spent_is_told_as_if_no_claim_had_been_made() -> None:
+    given = record(Status(evidence=(alert(),)))
+    decision = rules.hold_for_budget(given, ask(given), "BudgetSpent", NOW)
+    assert decision.status.retrain is None
+    assert decision.status.waits == {"BudgetSpent": NOW}
+    assert [(row.kind, row.reason) for row in decision.status.history] == [("Hold", "BudgetSpent")]
+
+
+# --- under way ---
+
+
+def test_a_workflow_that_exists_is_submitted() -> None:
+    after = rules.submitted(record(Status(retrain=claimed(), evidence=(alert(),))), "uid-4", NOW)
+    assert after.retrain == claimed(phase="Submitted", uid="uid-4", submitted_at=NOW)
+    assert reasons(after)["Retraining"] == ("True", "Submitted")
+
+
+def test_queue_and_approval_are_waited_for_and_only_running_has_a_deadline() -> None:
+    status = Status(retrain=claimed(phase="Submitted"), waits={"NoLabels": NOW - DAY})
+
+    def seen(state: str, at: datetime) -> Status:
+        nonlocal status
+        status = rules.progressed(record(status), state, 4 * HOUR, at)
+        assert reasons(status)["Retraining"] == ("True", state)
+        return status
+
+    queued = seen("Queued", NOW)
+    assert queued.retrain == claimed(phase="Submitted", state="Queued")
+    assert queued.waits == {"Queued": NOW, "NoLabels": NOW - DAY}
+    assert seen("Queued", NOW + HOUR).waits == queued.waits
+    running = seen("Running", NOW + HOUR)
+    assert running.retrain == claimed(phase="Submitted", state="Running", deadline=NOW + 5 * HOUR)
+    assert running.waits == {"NoLabels": NOW - DAY}
+    asks = seen("AwaitingApproval", NOW + 2 * HOUR)
+    assert asks.retrain == claimed(phase="Submitted", state="AwaitingApproval")
+    assert asks.waits == {"AwaitingApproval": NOW + 2 * HOUR, "NoLabels": NOW - DAY}
+    assert seen("Running", NOW + 3 * HOUR).waits == {"NoLabels": NOW - DAY}
+
+
+# --- the end ---
+
+
+def under_way(**more: Any) -> Status:
+    waits = {"Queued": NOW - HOUR, "AwaitingApproval": NOW - HOUR, "WaitingForRollout": NOW - DAY}
+    retrain = claimed(phase="Submitted", state="Running", deadline=NOW + HOUR, uid="uid-4")
+    return Status(**{"retrain": retrain, "sequence": 4, "attempts": 1, "failures": 2, "waits": waits, **more})
+
+
+def test_the_end_of_a_promotion_is_noted_whole() -> None:
+    status = under_way(
+        evidence=(alert(1), alert(2, starts_at=NOW), alert(3, starts_at=NOW + SECOND), alert(4, version="unknown")),
+        superseded_versions=("v0", "v1"),
+        pointer="1",
+    )
+    finish = Finish(
+        outcome=Outcome.PROMOTED, ended_at=NOW, reason="why", explanation="better", inputs="ab" * 32, pointer="2",
+        run_id="run", registered_version="7",
+    )  # fmt: skip
+    after = rules.finished(record(status), finish, NOW + MINUTE)
+    assert after.retrain == claimed(
+        phase="Finished", uid="uid-4", ended_at=NOW, outcome="Promoted", outcome_reason="why", explanation="better",
+        inputs="ab" * 32, run_id="run", registered_version="7",
+    )  # fmt: skip
+    assert after.superseded_versions == ("v0", "v1", "v2")
+    assert (after.attempts, after.failures, after.pointer, after.waits) == (2, 0, "2", {})
+    assert (after.settled_at, after.next_eligible_at) == (NOW, NOW + 6 * HOUR)
+    assert after.history == (
+        Row(
+            kind="Finished", reason="Promoted", message="better", first=NOW + MINUTE, last=NOW + MINUTE,
+            workflow=workflow_name("churn", UID, 4),
+        ),
+    )  # fmt: skip
+    assert reasons(after)["Retraining"] == ("False", "Cooldown")
+
+
+def test_the_end_of_a_failure_keeps_what_it_waits_for_and_settles_nothing() -> None:
+    status = under_way(settled_at=NOW - DAY, next_eligible_at=NOW - DAY)
+    after = rules.finished(record(status), Finish(outcome=Outcome.FAILED, ended_at=NOW, reason="exit code 75"), NOW)
+    assert (after.attempts, after.failures, after.settled_at) == (1, 3, NOW - DAY)
+    assert after.next_eligible_at == NOW + 40 * MINUTE
+    assert after.waits == {"WaitingForRollout": NOW - DAY}
+    assert after.history[-1].message == "exit code 75"
+    told = rules.finished(record(status), Finish(outcome=Outcome.LOST, ended_at=NOW), NOW)
+    assert told.history[-1].message == ""
+
+
+def test_data_without_labels_waits_for_a_person_only_when_the_data_is_bad() -> None:
+    for outcome, waits in ((Outcome.BAD_DATA, True), (Outcome.TRAINER_FAILED, False)):
+        finish = Finish(outcome=outcome, ended_at=NOW, reason="NoLabels")
+        assert ("NoLabels" in rules.finished(record(under_way()), finish, NOW).waits) == waits
+    other = Finish(outcome=Outcome.BAD_DATA, ended_at=NOW, reason="TooFewRows")
+    assert "NoLabels" not in rules.finished(record(under_way()), other, NOW).waits
+
+
+def test_a_retrain_that_may_go_on_at_once_is_ready() -> None:
+    given = record(under_way(evidence=(alert(seen=NOW),)), cooldown=timedelta(0))
+    ended = Finish(outcome=Outcome.REJECTED, ended_at=NOW - 10 * MINUTE)
+    assert reasons(rules.finished(given, ended, NOW))["Retraining"] == ("False", "Ready")
+
+
+# --- in words ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Cooldown", "the last retrain ended too recently; next at 2026-03-02 09:00:00 UTC"),
+        ("Backoff", "the last retrain failed; it is tried again after a pause; next at 2026-03-02 09:00:00 UTC"),
+        ("InFlight", "a retrain is in flight: " + workflow_name("churn", UID, 4)),
+        ("AttemptsSpent", "the attempts are spent; a person is needed (2 of 3)"),
+        ("NotFiring", "no alert of this model fires"),
+    ],
+)
+def test_a_hold_is_told_with_the_times_that_matter(reason: str, words: str) -> None:
+    status = Status(retrain=claimed(), next_eligible_at=NOW + HOUR, attempts=2)
+    assert rules.explain(Policy(), status, reason) == words
+    assert rules.explain(Policy(), Status(), "Cooldown") == "the last retrain ended too recently"
+
+
+def told(status: Status, now: datetime = NOW, reason: str = "Cooldown", **policy: Any) -> dict[str, tuple[str, ...]]:
+    after = rules._conditions(Policy(**policy), status, reason, now)
+    return {c.type: (c.status, c.reason, c.message) for c in after.conditions}
+
+
+def test_conditions_say_how_a_quiet_model_stands() -> None:
+    assert told(Status(), reason="NotFiring") == {
+        "Drifting": ("False", "NotFiring", "0 alerts fire"),
+        "Retraining": ("False", "NotFiring", "no alert of this model fires"),
+        "NeedsHuman": ("False", "No", ""),
+        "Stuck": ("False", "No", ""),
+    }
+    assert told(Status(), reason="Unheard")["Retraining"] == ("False", "Unheard", "")
+
+
+def test_conditions_say_what_runs_and_when_it_is_stuck() -> None:
+    status = Status(evidence=(alert(1), alert(2)), retrain=claimed(state="Running", deadline=NOW))
+    name = workflow_name("churn", UID, 4)
+    assert told(status) == {
+        "Drifting": ("True", "AlertsFiring", "2 alerts fire"),
+        "Retraining": ("True", "Running", name),
+        "NeedsHuman": ("False", "No", ""),
+        "Stuck": ("True", "PastDeadline", "the Workflow runs past its deadline"),
+    }
+    assert told(status, NOW - SECOND)["Stuck"][0] == "False"
+    ended = replace(status, retrain=claimed(phase="Finished", deadline=NOW))
+    assert told(ended)["Stuck"] == ("False", "No", "")
+
+
+def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
+    first = rules._conditions(Policy(), Status(), "NotFiring", NOW)
+    second = rules._conditions(Policy(), first, "Suspended", NOW + HOUR)
+    third = rules._conditions(Policy(), replace(second, retrain=claimed()), "InFlight", NOW + DAY)
+
+    def retraining(status: Status) -> tuple[str, datetime]:
+        found = status.condition("Retraining")
+        assert found is not None
+        return found.reason, found.last_transition_time
+
+    assert retraining(second) == ("Suspended", NOW)
+    assert retraining(third) == ("Claimed", NOW + DAY)
+
+
+# --- edges ---
+
+
+def test_an_alert_ends_at_the_very_edge_of_its_rules() -> None:
+    end = NOW - 2 * HOUR
+    resolved = alert(starts_at=end, seen=None, ends_at=end, resolve_seen=end)
+    assert rules.ended(resolved), "it began at its end"
+    assert rules.ended(replace(resolved, seen=end + HOUR)), "an hour after the resolve is a late delivery still"
+    assert not rules.ended(replace(resolved, seen=end + HOUR + SECOND))
+    assert not rules.ended(alert(ends_at=None, resolve_seen=end))
+    assert not rules.ended(alert(ends_at=end, resolve_seen=None))
+
+
+def test_a_merge_keeps_the_latest_of_each_time_whichever_copy_came_first() -> None:
+    early = drift(NOW - 3 * HOUR, starts_at=NOW - 5 * HOUR)
+    late = drift(NOW - HOUR, starts_at=NOW - 4 * HOUR)
+    for copies in ((early, late), (late, early)):
+        status = Status()
+        for copy in copies:
+            status = rules.observe(status, Policy(), copy, NOW)
+        (merged,) = status.evidence
+        assert (merged.starts_at, merged.seen) == (NOW - 4 * HOUR, NOW - HOUR)
+
+
+@pytest.mark.parametrize(("later", "written"), [(HOUR - SECOND, False), (HOUR, True)])
+def test_a_heartbeat_is_written_after_an_eighth_of_the_evidences_life(later: timedelta, written: bool) -> None:
+    seen = NOW - 2 * HOUR
+    held = decide(record(Status(), suspend=True), seen, claim="", prefixes=(PREFIX,), event=drift(seen))
+    again = drift(seen + later, starts_at=seen - MINUTE)
+    decision = decide(
+        record(held.status, suspend=True), seen + later, claim="", prefixes=(PREFIX,), event=again
+    )  # fmt: skip
+    assert decision.write is written
+    if not written:
+        assert decision.status.history == held.status.history
