@@ -381,8 +381,8 @@ class Fleet:
         if drift.firing:
             record = self.ledger.read(model.key)
             heard = record.status.last_seen if record else None
-            if heard and drift.seen - heard >= model.quiet - SKEW:
-                model.failures = 0  # as the ledger does after that much quiet
+            if heard and self.now - heard >= model.quiet - SKEW:
+                model.failures = 0  # as the ledger does after that much quiet, also when this was seen long before
             model.newest_sighting = max(model.newest_sighting, drift.seen)
         before = self.table.writes[MODELS]
         decided = self.call(lambda replica: replica.event(drift).decision)

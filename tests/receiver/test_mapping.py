@@ -19,9 +19,12 @@ from aegis.events import NAME, DriftEvent, canonical_json, encode, to_cloudevent
 from alert_receiver.alertmanager import Alert, Rejected, fingerprint
 from alert_receiver.mapping import (
     EVERY,
+    MAX_FEATURE,
     MAX_MATCHED,
     MAX_PATTERN,
+    MAX_SUMMARY,
     MAX_URI,
+    MAX_URL,
     Config,
     Ignored,
     Mapped,
@@ -470,6 +473,10 @@ def test_every_fault_of_a_configuration_is_named_at_once_by_its_path() -> None:
         ("paths: {}", {"receiver.paths": "must name at least one path"}),
         ("paths: 7", {"receiver.paths": "must be a mapping"}),
         ("credentials: {}", {"receiver.credentials": "must be a list"}),
+        (
+            "paths: {/alertmanager: {environments: 7}}",
+            {"receiver.paths./alertmanager.environments": "must be a list that is not empty"},
+        ),
         ("credentials: [{name: a b, bearer_file: /x}]", {"receiver.credentials[0].name": "must match " + NAME.pattern}),
         (
             "{paths: {/alertmanager/a: {}}, credentials: [{name: a, bearer_file: /x, paths: [/alertmanager]}]}",
@@ -515,16 +522,53 @@ def test_a_severity_that_nobody_knows_is_the_default() -> None:
     assert event(alert(severity=None), config).severity == "warning"
 
 
+@pytest.mark.parametrize(
+    ("kept", "one_more"),
+    [
+        (alert({"summary": "s" * MAX_SUMMARY}), alert({"summary": "s" * (MAX_SUMMARY + 1)})),
+        (alert(url="u" * MAX_URL), alert(url="u" * (MAX_URL + 1))),
+        (alert(feature="f" * MAX_FEATURE), alert(feature="f" * (MAX_FEATURE + 1))),
+    ],
+    ids=["summary", "generatorURL", "feature"],
+)
+def test_text_is_cut_just_above_its_bound_and_that_is_said(kept: Alert, one_more: Alert) -> None:
+    whole, cut = event(kept), event(one_more)
+    assert (whole.truncated, cut.truncated) == (False, True)
+    assert len(whole.summary) in (0, MAX_SUMMARY)
+    assert len(whole.generator_url) in (0, MAX_URL)
+    assert whole.generator_url == kept.generator_url
+    assert cut.generator_url == ""
+    assert len(cut.summary) in (0, MAX_SUMMARY)
+    assert len(cut.feature or "") in (0, MAX_FEATURE)
+
+
+def test_a_file_without_the_section_is_no_configuration() -> None:
+    with pytest.raises(Permanent) as caught:
+        load("receivers: {}")
+    assert str(caught.value) == "bad configuration: receiver: missing"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cause"),
+    [
+        ("(?i)a", r"of (? only (?: is known, and neither \1, \p, \A, \z, \Q nor [[: is"),
+        ("(a)+", "a group may not be repeated, nor a repetition: write the alternatives out"),
+    ],
+)
+def test_what_is_wrong_with_a_pattern_is_said(pattern: str, cause: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(cause) + "$"):
+        parse_matcher(f'x=~"{pattern}"')
+
+
 def test_without_a_summary_there_is_none() -> None:
     assert event(alert()).summary == ""
 
 
 def test_labels_are_kept_from_the_shortest_up_to_the_very_limit() -> None:
-    texts = {"ccc": "3" * 30, "a": "1", "bb": "22"}
-    exact = sum(len(canonical_json([name, texts[name]])) + 2 for name in ("a", "bb"))
-    assert dict(bounded(texts, exact)) == {"a": "1", "bb": "22"}
-    assert dict(bounded(texts, exact - 1)) == {"a": "1"}
-    assert bounded({"a": "1" * 9}, 120) == {"a": "1" * 9}
+    texts = {"a": "3" * 30, "z": "1", "yy": "22"}
+    exact = sum(len(canonical_json([name, texts[name]])) + 2 for name in ("z", "yy"))
+    assert dict(bounded(texts, exact)) == {"z": "1", "yy": "22"}
+    assert dict(bounded(texts, exact - 1)) == {"z": "1"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest
 
 from train_model.attempt import GateSettings
-from train_model.verdict import REPLICATES, Slice, Verdict, binomial_tail, judge, lower_bound
+from train_model.verdict import REPLICATES, Slice, Verdict, _p, binomial_tail, judge, lower_bound
 
 SETTINGS = GateSettings()
 Array = NDArray[np.str_]
@@ -289,3 +289,13 @@ def test_the_bound_is_of_the_smoothed_counts() -> None:
     assert lower_bound(0, 0, 100, 0) == pytest.approx(-0.03, abs=0.011)
     draws = np.random.default_rng(7).multinomial(300, [31 / 302, 11 / 302, 260 / 302], size=REPLICATES)
     assert lower_bound(30, 10, 300, 7) == float(np.quantile((draws[:, 0] - draws[:, 1]) / 300, 0.05))
+
+
+def test_a_chance_of_a_hundredth_is_spelled_out_and_a_smaller_one_as_a_power() -> None:
+    assert (_p(0.01), _p(0.0099), _p(1.0)) == ("0.01", "1e-02", "1.00")
+
+
+def test_a_bound_of_just_the_margin_is_harm_neither_to_a_slice_nor_to_the_whole() -> None:
+    at = replace(SETTINGS, margin=-lower_bound(6, 14, 400, 0))
+    columns = together(cases(751, 2, 192, 55, "drifted"), cases(6, 14, 300, 80, "clean"))
+    assert judge(*columns, at, 0).accept
