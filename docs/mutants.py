@@ -22,8 +22,8 @@ FUNCTION = re.compile(r"^### `(?P<name>[^`]+)`$")
 def main() -> int:
     """Print what stands where it should not; 1 if there is anything. Arguments: the patterns that mutmut ran."""
     told = _mutmut("results", "--all", "true").splitlines()
-    found = (line.strip().rsplit(": ", 1) for line in told if ": " in line)
-    states = {name: state for name, state in found if any(fnmatchcase(name, chosen) for chosen in sys.argv[1:])}
+    pairs = (line.strip().rsplit(": ", 1) for line in told if ": " in line)
+    states = {name: state for name, state in pairs if any(fnmatchcase(name, chosen) for chosen in sys.argv[1:])}
     counts = Counter(states.values())
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     unfinished = {name for name, state in states.items() if state not in ("killed", "survived", "timeout")}
@@ -55,13 +55,18 @@ def _change(name: str) -> tuple[str, str]:
 
 
 def _argued() -> list[tuple[str, str]]:
-    found = []
+    """Function and change of every bullet that some text follows: the argument, which several may share."""
+    found: list[tuple[str, str]] = []
+    waiting: list[tuple[str, str]] = []
     function = ""
     for line in PAGE.read_text().splitlines():
         if heading := FUNCTION.match(line):
-            function = heading["name"]
+            function, waiting = heading["name"], []
         elif change := ARGUED.match(line):
-            found.append((function, change["change"]))
+            waiting.append((function, change["change"]))
+        elif line.strip():
+            found += waiting
+            waiting = []
     return found
 
 

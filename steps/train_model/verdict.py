@@ -146,10 +146,12 @@ def lower_bound(won: int, lost: int, rows: int, seed: int) -> float:
 
 def binomial_tail(least: int, trials: int, chance: float) -> float:
     """P(X >= least) for X binomial; exact but for rounding. 1.0 for no trials."""
-    if least <= 0 or chance >= 1:
+    if least <= 0:
         return 1.0
-    if chance <= 0:
+    if least > trials:
         return 0.0
+    if not 0 < chance < 1:
+        return float(chance >= 1)
     factor = math.log(chance), math.log1p(-chance)
     logs = [
         math.lgamma(trials + 1)
@@ -159,8 +161,8 @@ def binomial_tail(least: int, trials: int, chance: float) -> float:
         + (trials - k) * factor[1]
         for k in range(least, trials + 1)
     ]
-    top = max(logs, default=-math.inf)
-    return min(1.0, math.exp(top) * math.fsum(math.exp(value - top) for value in logs)) if logs else 0.0
+    top = max(logs)
+    return min(1.0, math.exp(top) * math.fsum(math.exp(value - top) for value in logs))
 
 
 def _percent(share: float) -> str:

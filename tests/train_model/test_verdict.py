@@ -299,3 +299,29 @@ def test_a_bound_of_just_the_margin_is_harm_neither_to_a_slice_nor_to_the_whole(
     at = replace(SETTINGS, margin=-lower_bound(6, 14, 400, 0))
     columns = together(cases(751, 2, 192, 55, "drifted"), cases(6, 14, 300, 80, "clean"))
     assert judge(*columns, at, 0).accept
+
+
+def test_a_chance_of_just_alpha_is_not_small_enough() -> None:
+    beside = replace(SETTINGS, alpha=binomial_tail(30, 50, 0.5), margin=1.0)
+    assert not judge(*cases(30, 20, 400, 60), beside, 0).accept
+    assert judge(*cases(30, 20, 400, 60), replace(beside, alpha=beside.alpha + 1e-9), 0).accept
+    labels, right, _, slices = cases(130, 0, 0, 70)
+    labels = np.where(np.arange(200) % 2 == 0, labels, "c")
+    right = np.where(right == "a", labels, right)
+    by_luck = replace(SETTINGS, alpha=binomial_tail(130, 200, 0.5))
+    assert not judge(labels, right, None, slices, by_luck, 0).accept
+    assert judge(labels, right, None, slices, replace(by_luck, alpha=by_luck.alpha * 1.001), 0).accept
+
+
+def test_a_slice_that_lost_just_the_margin_may_have_lost_too_much() -> None:
+    columns = together(cases(751, 2, 192, 55, "drifted"), cases(0, 20, 300, 80, "clean"))
+    [clean, _] = judge(*columns, SETTINGS, 0).slices
+    told = judge(*columns, replace(SETTINGS, margin=-clean.change), 0).explanation
+    assert told.startswith("slice clean may have lost too much")
+
+
+def test_the_smoothing_adds_two_rows() -> None:
+    for won, lost, rows in ((2, 1, 5), (0, 0, 4), (1, 4, 7)):
+        cells = [(won + 1) / (rows + 2), (lost + 1) / (rows + 2), (rows - won - lost) / (rows + 2)]
+        draws = np.random.default_rng(11).multinomial(rows, cells, size=REPLICATES)
+        assert lower_bound(won, lost, rows, 11) == float(np.quantile((draws[:, 0] - draws[:, 1]) / rows, 0.05))
