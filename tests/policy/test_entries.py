@@ -89,6 +89,15 @@ def test_a_claim_without_a_feature_names_only_the_version() -> None:
     assert ask(record(Status(evidence=(alert(),)))).message == "version v1 drifts"
 
 
+@pytest.mark.parametrize("severity", ["info", "warning", "critical"])
+def test_a_claim_is_as_urgent_as_its_alert_and_a_request_is_critical(severity: str) -> None:
+    status = Status(evidence=(alert(severity=severity),))
+    for request, wanted in ((None, severity), (Request("mine"), "critical")):
+        retrain = ask(record(status, request=request)).status.retrain
+        assert retrain is not None
+        assert retrain.severity == wanted
+
+
 def test_a_request_without_any_alert_takes_the_last_data_again() -> None:
     last = claimed(phase="Finished", outcome="Rejected", inputs="ab" * 32, dataset_uri=PREFIX + "old", settled=True)
     request = Request("mine", by="ann", why="new labels")
@@ -338,6 +347,12 @@ def test_a_merge_keeps_the_latest_of_each_time_whichever_copy_came_first() -> No
             status = rules.observe(status, Policy(), copy, NOW)
         (merged,) = status.evidence
         assert (merged.starts_at, merged.seen) == (NOW - 4 * HOUR, NOW - HOUR)
+
+
+def test_a_start_that_moves_back_is_not_believed() -> None:
+    status = rules.observe(Status(), Policy(), drift(NOW - HOUR, starts_at=NOW - 2 * HOUR), NOW)
+    status = rules.observe(status, Policy(), drift(NOW, starts_at=NOW - 3 * HOUR), NOW)
+    assert [(a.starts_at, a.seen) for a in status.evidence] == [(NOW - 2 * HOUR, NOW)]
 
 
 @pytest.mark.parametrize(("later", "written"), [(HOUR - SECOND, False), (HOUR, True)])
