@@ -55,6 +55,111 @@ def ask(given: Record, **more: Any) -> Decision:
     return decide(given, NOW, claim="token", prefixes=(PREFIX,), **more)
 
 
+# --- evidence ---
+
+
+def test_what_an_alert_says_is_kept_whole_and_bounded() -> None:
+    event = replace(drift(NOW - MINUTE, alert=7, severity="critical"), score=0.5, feature="f" * 300, version="v7")
+    (kept,) = rules.observe(Status(), Policy(), event, NOW).evidence
+    assert kept == Evidence(
+        fingerprint=f"{7:016x}", starts_at=NOW - 2 * MINUTE, seen=NOW - MINUTE, version="v7", severity="critical",
+        dataset_uri="s3://data/new", score=0.5, feature="f" * 200, event_id=event.id, source="/alertmanager/test",
+    )  # fmt: skip
+    (plain,) = rules.observe(Status(), Policy(), replace(event, feature=None), NOW).evidence
+    assert plain.feature is None
+
+
+def test_a_resolve_is_kept_whole() -> None:
+    event = drift(NOW, ends_at=NOW - MINUTE, starts_at=NOW - HOUR)
+    (kept,) = rules.observe(Status(), Policy(), event, NOW).evidence
+    assert kept == Evidence(
+        fingerprint=f"{1:016x}", starts_at=NOW - HOUR, ends_at=NOW - MINUTE, resolve_seen=NOW, version="v1",
+        feature="feature-1", event_id=event.id, source="/alertmanager/test",
+    )  # fmt: skip
+
+
+def test_what_a_firing_alert_says_is_not_replaced_by_its_resolve() -> None:
+    firing = drift(NOW - HOUR, starts_at=NOW - 2 * HOUR, severity="critical")
+    resolve = drift(NOW, ends_at=NOW, starts_at=NOW - 2 * HOUR, severity="info")
+    for events in ((firing, resolve), (resolve, firing)):
+        status = Status()
+        for event in events:
+            status = rules.observe(status, Policy(), event, NOW)
+        (kept,) = status.evidence
+        assert (kept.severity, kept.dataset_uri, kept.event_id) == ("critical", "s3://data/new", firing.id)
+        assert (kept.seen, kept.ends_at) == (NOW - HOUR, NOW)
+
+
+def test_room_is_made_by_the_alert_of_which_nothing_was_heard_for_longest() -> None:
+    over = [alert(n, seen=None, ends_at=NOW - n * MINUTE, resolve_seen=NOW - n * MINUTE) for n in range(1, 17)]
+    ordered = (over[3], *over[:3], *over[4:])
+    after = rules.observe(Status(evidence=ordered), Policy(), drift(NOW, alert=99), NOW)
+    assert {a.fingerprint for a in over} - {a.fingerprint for a in after.evidence} == {f"{16:016x}"}
+
+
+# --- what is not a claim ---
+
+
+def test_a_rejection_is_told_whole() -> None:
+    given = record(Status(attempts=1), dataset_uri="s3://other/x")
+    decision = ask(given, event=drift(NOW))
+    message = "dataset_uri is not below an allowed dataset prefix"
+    row = Row(kind="Rejected", reason="Invalid", message=message, first=NOW, last=NOW)
+    assert decision == Decision(
+        Kind.REJECT, "Invalid", message, replace(given.status, history=(row,)), write=True,
+        faults={"dataset_uri": "is not below an allowed dataset prefix"},
+    )  # fmt: skip
+
+
+def test_a_late_redelivery_changes_nothing() -> None:
+    given = record(Status(attempts=1))
+    decision = ask(given, event=drift(NOW - 9 * HOUR))
+    message = "older than evidenceTTL: a late redelivery"
+    assert decision == Decision(Kind.IGNORE, "Stale", message, given.status, write=False)
+
+
+def test_another_champion_ends_the_wait_for_a_roll_out_and_is_remembered() -> None:
+    waits = {"WaitingForRollout": NOW - HOUR, "BudgetSpent": NOW - HOUR}
+    status = Status(
+        evidence=(alert(),), superseded_versions=("v1",), pointer="1", waits=waits, next_eligible_at=NOW + HOUR
+    )
+    same = ask(record(status), pointer="1").status
+    assert (same.superseded_versions, same.waits) == (("v1",), waits)
+    other = ask(record(status), pointer="2").status
+    assert (other.pointer, other.superseded_versions) == ("2", ())
+    assert other.waits == {"BudgetSpent": NOW - HOUR}
+
+
+def test_a_model_that_needs_a_person_stays_pending_though_nothing_fires() -> None:
+    status = rules._conditions(Policy(), Status(failures=5), "NotFiring", NOW)
+    assert rules.pending(record(status), status, NOW)
+    calm = rules._conditions(Policy(), Status(), "NotFiring", NOW)
+    assert not rules.pending(record(calm), calm, NOW)
+
+
+def test_only_a_condition_that_changed_is_worth_a_write() -> None:
+    before = rules._conditions(Policy(), Status(), "NotFiring", NOW)
+    after = rules._conditions(Policy(), Status(), "Suspended", NOW)
+    assert rules._worth_writing(Policy(), before, after, NOW)
+    assert not rules._worth_writing(Policy(), before, before, NOW)
+
+
+def test_the_first_sighting_after_an_outcome_is_worth_a_write() -> None:
+    before = Status(
+        settled_at=NOW - 10 * MINUTE, evidence=(alert(seen=NOW - 10 * MINUTE),), last_seen=NOW - 10 * MINUTE
+    )
+    now_fresh = replace(before, evidence=(alert(seen=NOW - MINUTE),), last_seen=NOW - MINUTE)
+    assert rules._worth_writing(Policy(), before, now_fresh, NOW)
+    again = replace(now_fresh, evidence=(alert(seen=NOW),), last_seen=NOW)
+    assert not rules._worth_writing(Policy(), now_fresh, again, NOW)
+
+
+def test_the_first_sighting_of_all_is_worth_a_write() -> None:
+    over = alert(seen=None, ends_at=NOW - HOUR, resolve_seen=NOW - HOUR, starts_at=NOW - 2 * HOUR)
+    seen = replace(over, seen=NOW - 30 * MINUTE)
+    assert rules._worth_writing(Policy(), Status(evidence=(over,)), Status(evidence=(seen,)), NOW)
+
+
 # --- the claim ---
 
 
