@@ -430,6 +430,94 @@ def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
     assert retraining(third) == ("Claimed", NOW + DAY)
 
 
+def test_repeats_of_one_hold_are_counted_in_one_row() -> None:
+    status = rules._row(Status(), "Hold", "Cooldown", "first", NOW)
+    status = rules._row(status, "Hold", "InFlight", "another", NOW + MINUTE)
+    status = rules._row(status, "Hold", "Cooldown", "m" * 600, NOW + HOUR)
+    assert status.history == (
+        Row(kind="Hold", reason="Cooldown", message="m" * 500, first=NOW, last=NOW + HOUR, count=2),
+        Row(kind="Hold", reason="InFlight", message="another", first=NOW + MINUTE, last=NOW + MINUTE),
+    )
+    status = rules._row(status, "Finished", "Failed", "n" * 600, NOW + HOUR)
+    assert status.history[-1].message == "n" * 500
+    status = rules._row(status, "Finished", "Failed", "again", NOW + 2 * HOUR)
+    assert [(row.kind, row.count) for row in status.history[-2:]] == [("Finished", 1)] * 2
+
+
+def asks(status: Status, reason: str = "NotFiring", **policy: Any) -> tuple[str, str] | None:
+    return rules.needs_human(Policy(**policy), status, reason, NOW)
+
+
+def test_why_a_person_is_needed_is_said() -> None:
+    day = NOW - DAY
+    assert asks(Status(failures=5)) == ("RetrainsFail", "5 retrains in a row failed, were lost or cancelled")
+    assert asks(Status(failures=4)) is None
+    labels = "the new data has no labels; label it, or set spec.datasetUri"
+    assert asks(Status(waits={"NoLabels": NOW})) == ("NoLabels", labels)
+    queued = Status(waits={"Queued": day}, retrain=claimed(state="Queued"))
+    assert asks(queued, "InFlight") == ("Queued", "Queued, since 2026-03-01 08:00 UTC")
+    assert asks(replace(queued, retrain=claimed(state="Running")), "InFlight") is None
+    assert asks(replace(queued, waits={"Queued": day + SECOND}), "InFlight") is None
+    rollout = Status(waits={"WaitingForRollout": day})
+    assert asks(rollout, "WaitingForRollout") == (
+        "WaitingForRollout",
+        "a better model was promoted, but the versions that drift still serve, since 2026-03-01 08:00 UTC",
+    )
+    assert asks(rollout, "Cooldown") is None
+    ended = claimed(phase="Finished", outcome="Promoted")
+    assert asks(Status(attempts=3, retrain=ended), "Cooldown") is None
+    spent = ("AttemptsSpent", "3 retrains did not end the drift")
+    assert asks(Status(attempts=3, retrain=ended), "AttemptsSpent") == spent
+    assert asks(Status(attempts=3, retrain=replace(ended, outcome="Rejected")), "Cooldown") == spent
+    told_status = rules._conditions(Policy(), Status(failures=5), "NotFiring", NOW).condition("NeedsHuman")
+    assert told_status is not None
+    assert told_status.message == "5 retrains in a row failed, were lost or cancelled"
+    over = rules._conditions(Policy(), Status(retrain=ended), "Cooldown", NOW).condition("Retraining")
+    assert over is not None
+    assert over.message == "the last retrain ended too recently"
+
+
+# --- what restarts ---
+
+
+def test_quiet_restarts_everything_at_its_very_end_and_keeps_what_may_still_matter() -> None:
+    heard = alert(1, seen=NOW - 9 * HOUR + SECOND)
+    forgotten = alert(2, seen=NOW - 9 * HOUR)
+    status = Status(
+        attempts=2, failures=3, waits={"Queued": NOW}, evidence=(heard, forgotten), last_seen=NOW - 48 * HOUR
+    )  # fmt: skip
+    assert rules.restart(Policy(), status, NOW) == replace(status, attempts=0, failures=0, waits={}, evidence=(heard,))
+    assert rules.restart(Policy(), replace(status, last_seen=NOW - 48 * HOUR + SECOND), NOW).attempts == 2
+
+
+@pytest.mark.parametrize(("outcome", "attempts"), [("Promoted", 0), ("Rejected", 2)])
+def test_silence_at_the_end_of_a_promotions_cooldown_restarts_the_attempts(outcome: str, attempts: int) -> None:
+    retrain = claimed(phase="Finished", outcome=outcome)
+    status = Status(attempts=2, failures=attempts, retrain=retrain, next_eligible_at=NOW, last_seen=NOW - 9 * HOUR)
+    assert rules.restart(Policy(), status, NOW) == replace(
+        status, attempts=attempts, failures=attempts, retrain=replace(retrain, settled=True)
+    )
+    assert rules.restart(Policy(), status, NOW - SECOND) == status
+
+
+def test_evidence_is_fresh_only_after_the_end_and_the_clocks_slack() -> None:
+    status = Status(settled_at=NOW - HOUR)
+
+    def fresh(seen: datetime) -> bool:
+        return bool(rules.fresh(replace(status, evidence=(alert(seen=seen),)), Policy(), NOW))
+
+    slack = NOW - HOUR + 2 * MINUTE
+    assert [fresh(slack - SECOND), fresh(slack), fresh(slack + SECOND)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("outcome", "reason"), [("Failed", "Backoff"), ("Lost", "Backoff"), ("Rejected", "Cooldown")])
+def test_the_pause_after_a_failure_has_a_name_of_its_own(outcome: str, reason: str) -> None:
+    retrain = claimed(phase="Finished", outcome=outcome)
+    status = Status(evidence=(alert(),), retrain=retrain, next_eligible_at=NOW + SECOND)
+    assert rules.hold_reason(Policy(), status, NOW) == reason
+    assert rules.hold_reason(Policy(), replace(status, next_eligible_at=NOW), NOW) is None
+
+
 # --- edges ---
 
 
