@@ -44,7 +44,7 @@ bench: $(VENV)/.dev
 simulate: $(VENV)/.dev
 	@$(BIN)/python -m tests.policy.simulator --model-days 10000 --seed 1 --record docs/simulation.md
 
-# Not part of `test`: it takes about half an hour. Fails if a survivor is not argued in docs/mutants.md.
+# Not part of `test`: it takes about ten minutes. Fails if a survivor is not argued in docs/mutants.md.
 MUTANTS ?= 'retrain_trigger.policy.*' 'alert_receiver.mapping.*' 'aegis.events.x_seal*' 'train_model.verdict.*'
 mutants: $(VENV)/.dev
 	@rm -rf build/mutants && mkdir -p build/mutants/src

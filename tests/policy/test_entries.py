@@ -160,6 +160,38 @@ def test_the_first_sighting_of_all_is_worth_a_write() -> None:
     assert rules._worth_writing(Policy(), Status(evidence=(over,)), Status(evidence=(seen,)), NOW)
 
 
+def test_a_resolve_that_leaves_a_retrain_due_only_says_so() -> None:
+    given = record(Status(evidence=(alert(2),)))
+    decision = ask(given, event=drift(NOW, ends_at=NOW, starts_at=NOW - HOUR))
+    words = "a retrain is due, but a resolve never submits; the next firing alert or reconcile does"
+    assert (decision.kind, decision.reason, decision.message, decision.write) == (Kind.HOLD, "Ready", words, True)
+
+
+def test_a_request_during_a_retrain_is_answered_by_it() -> None:
+    given = record(Status(retrain=claimed(), sequence=4), request=Request("mine", by="ann"))
+    decision = ask(given)
+    row, *_ = decision.status.history
+    assert row == Row(
+        kind="Request", reason="AlreadyRunning", message="requested by ann", first=NOW, last=NOW,
+        workflow=claimed().workflow,
+    )  # fmt: skip
+    assert decision.status.tokens == ("mine",)
+
+
+def test_a_request_restarts_what_was_counted_and_says_that_it_was_one() -> None:
+    given = record(Status(attempts=3, failures=2, evidence=(alert(),)), request=Request("mine", by="ann"))
+    status = ask(given).status
+    assert (status.attempts, status.failures) == (0, 0)
+    assert [(row.kind, row.reason) for row in status.history] == [("Submitted", "Requested")]
+
+
+def test_a_location_that_is_not_allowed_is_told_to_each_firing_alert() -> None:
+    given = record(Status(), evaluation_uri="s3://other/y")
+    first = ask(given, event=drift(NOW))
+    again = ask(replace(given, status=first.status), event=drift(NOW, alert=2))
+    assert [(row.reason, row.count) for row in again.status.history] == [("LocationNotAllowed", 2)]
+
+
 # --- the claim ---
 
 
@@ -493,7 +525,7 @@ def test_quiet_restarts_everything_at_its_very_end_and_keeps_what_may_still_matt
 @pytest.mark.parametrize(("outcome", "attempts"), [("Promoted", 0), ("Rejected", 2)])
 def test_silence_at_the_end_of_a_promotions_cooldown_restarts_the_attempts(outcome: str, attempts: int) -> None:
     retrain = claimed(phase="Finished", outcome=outcome)
-    status = Status(attempts=2, failures=attempts, retrain=retrain, next_eligible_at=NOW, last_seen=NOW - 9 * HOUR)
+    status = Status(attempts=2, failures=2, retrain=retrain, next_eligible_at=NOW, last_seen=NOW - 9 * HOUR)
     assert rules.restart(Policy(), status, NOW) == replace(
         status, attempts=attempts, failures=attempts, retrain=replace(retrain, settled=True)
     )
