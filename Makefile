@@ -54,7 +54,7 @@ mutants: $(VENV)/.dev
 
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
-	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -o requirements/$$image.txt || exit 1; done
+	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -c requirements.txt -o requirements/$$image.txt || exit 1; done
 	$(UV) pyproject.toml --extra cli --group dev -c requirements.txt -o requirements/dev.txt
 
 clean:
