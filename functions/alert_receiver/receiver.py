@@ -33,6 +33,19 @@ GIVE_UP_AFTER = 16
 times."""
 MAX_FAULTS = 32
 Result = tuple[str, str]
+IGNORED = ("alertname", "matchers", "severity")
+REJECTED = (
+    "alert", "annotations", "dataset_uri", "endsAt", "environment", "fingerprint", "generatorURL", "labels", "model",
+    "sink", "startsAt", "status",
+)  # fmt: skip
+"""The field that the first fault of an alert is about."""
+ALERTS: tuple[Result, ...] = (
+    ("forwarded", ""),
+    ("resolved", ""),
+    *(("ignored", reason) for reason in IGNORED),
+    *(("rejected", reason) for reason in REJECTED),
+)
+SENT = ("accepted", "refused", "failed")
 
 
 @dataclass(slots=True)
@@ -82,9 +95,13 @@ class Receiver:
             Credential(caller.name, SecretFile(caller.file), caller.user, caller.environments)
             for caller in config.credentials
         ]
-        self._alerts = metrics.counter("alerts", "Alerts by what became of them.", "result", "reason")
-        self._recomputed = metrics.counter("fingerprints_recomputed", "Fingerprints not the sender's.", "why")
+        self._alerts = metrics.counter("alerts", "Alerts by what became of them.", "result", "reason", known=ALERTS)
+        self._recomputed = metrics.counter(
+            "fingerprints_recomputed", "Fingerprints not the sender's.", "why", known=("wrong", "absent")
+        )
         self._truncated = metrics.counter("alerts_truncated", "Alerts that the sender's max_alerts cut off.")
+        self._sent = metrics.counter("sink_events", "Events sent to the sink.", "result", known=SENT)
+        self._sink_seconds = metrics.histogram("sink_seconds", "Time until the sink had one event, or did not.")
 
     def problems(self) -> list[str]:
         """What makes the receiver not ready: secrets that cannot be read, or nobody who may call."""
@@ -201,7 +218,6 @@ class Receiver:
             "status": alert.status,
             "labels": dict(mapping.bounded(alert.labels)),
         }
-        log.warning("alert rejected", extra={**data, "labels": dict(mapping.bounded(alert.labels, 4096))})
         source = "/alertmanager/" + self._config.source
         event = CloudEvent(
             type=events.REJECTED,
@@ -215,6 +231,8 @@ class Receiver:
         )
         if key is not None:
             event = replace(event, extensions={**event.extensions, "seal": events.seal(event, key)})
+        labels = dict(mapping.bounded(alert.labels, 4096))
+        log.warning("alert rejected", extra={**data, "event_id": event.id, "labels": labels})
         return Outgoing(event, ("rejected", next(iter(faults)).partition(".")[0]), alert)
 
     # --- events to the sink ---
@@ -241,10 +259,10 @@ class Receiver:
 
     async def _send(self, outgoing: Outgoing) -> Result:
         try:
-            await self.sink.send(outgoing.event)
+            await self._post(outgoing.event)
         except Refused as exc:
             if outgoing.result[0] == "rejected":  # there is no dead letter of a dead letter
-                log.error("the sink refused a dead letter", extra={"error": str(exc), "id": outgoing.event.id})
+                log.error("the sink refused a dead letter", extra={"error": str(exc), "event_id": outgoing.event.id})
                 return outgoing.result
             alert = outgoing.alert
             status = "firing" if outgoing.event.type == events.DETECTED else "resolved"
@@ -253,6 +271,18 @@ class Receiver:
             key = self._seal_key.read() if self._seal_key else None
             return await self._send(self._dead_letter(refused, self._clock(), traceparent, key))
         return outgoing.result
+
+    async def _post(self, event: CloudEvent) -> None:
+        result = "failed"  # also when the delivery's time is over
+        try:
+            with self._sink_seconds.time():
+                await self.sink.send(event)
+            result = "accepted"
+        except Refused:
+            result = "refused"
+            raise
+        finally:
+            self._sent.labels(result).inc()
 
     def _count(self, delivery: Delivery) -> None:
         for result, count in delivery.results.items():

@@ -20,10 +20,12 @@ from aegis.http import Credential, Function, HttpError, Request, Response, Secre
 from aegis.settings import load
 from aegis.telemetry import Metrics, setup_logging
 
+from .announce import Announcer
 from .champion import champion_serial
+from .kubernetes import Client, KubernetesBudgets, KubernetesLedger, KubernetesWorkflows, own_namespace
 from .local import LocalBudgets, LocalLedger, LocalWorkflows
-from .policy import Kind
-from .ports import Serials, no_serials
+from .policy import SPELLED, Kind, Outcome
+from .ports import Budgets, Ledger, Serials, Workflows, no_serials
 from .sqlite import Objects
 from .trigger import Answer, Limits, Sources, Trigger
 
@@ -31,14 +33,28 @@ log = logging.getLogger("aegis.trigger")
 
 RECONCILE_SLICE_S = 10.0
 """A wake-up works at most this long; the next one goes on."""
+DECISIONS = (
+    *((Kind.SUBMIT, reason) for reason in ("Drift", "Requested")),
+    *((Kind.HOLD, reason) for reason in SPELLED),
+    *((Kind.REJECT, reason) for reason in ("Invalid", "UnknownModel")),
+    (Kind.IGNORE, "Stale"),
+)
+RESULTS = ("submit", "hold", "again", "gone", "invalid", "failed", "left")
+DEAD = (events.DETECTED, events.RESOLVED, events.REJECTED, events.FINISHED, "other")
+COUNTED = {
+    "conflict": ("conflicts", "Compare-and-sets that another writer won.", "document", ("ledger", "budget")),
+    "workflow": ("workflows", "Workflows to be created.", "result", ("created", "found", "refused")),
+    "retrain": ("retrains", "Retrains that ended, by outcome.", "outcome", tuple(Outcome)),
+}
+"""What the Trigger counts: metric, help, label and its values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of retrain-trigger, each from the variable `AEGIS_<NAME>`."""
 
-    ledger: Path
-    """The SQLite file that holds ledger, budget and Workflows on one machine."""
+    ledger: Path | None = None
+    """The SQLite file that holds ledger, budget and Workflows on one machine. Without one Kubernetes holds them."""
     dataset_prefixes: tuple[str, ...] = ()
     """Where data may come from, separated by commas, such as `s3://bucket/datasets/`. Empty allows none: an alert
     must not be able to name any place."""
@@ -50,8 +66,10 @@ class Settings:
     """Cap on created ledgers, so that a label with random values cannot fill the store."""
     run_deadline: timedelta = timedelta(hours=4)
     """How long a retrain may run (queue and approval not counted) before it is Stuck."""
-    namespace: str = "aegis"
-    """The namespace of the Workflows."""
+    namespace: str = "aegis-workflows"
+    """The namespace of the Workflows. Its own, because trainers run there: they come near no function's secret."""
+    ledger_namespace: str = ""
+    """The namespace of ManagedModels and budget. Unset: the pod's own, or `aegis` outside a cluster."""
     seal_keys: tuple[Path, ...] = ()
     """Files with the keys that seal drift events; two during a rotation."""
     bearer_tokens: tuple[Path, ...] = ()
@@ -106,30 +124,36 @@ def real_sources() -> Sources:
     )
 
 
-def local_trigger(settings: Settings, pointer: Serials = no_serials) -> Trigger:
-    """The trigger over the one-machine adapters."""
-    objects = Objects(settings.ledger)
-
-    def uid() -> str:
-        return str(uuid.uuid4())
-
-    return Trigger(
-        LocalLedger(objects, uid),
-        LocalBudgets(objects),
-        LocalWorkflows(objects, uid),
-        settings.limits(),
-        real_sources(),
-        pointer,
+def ports(settings: Settings) -> tuple[Ledger, Budgets, Workflows]:
+    """The three ports over SQLite or over Kubernetes. Opens nothing yet: the host may still fork."""
+    if settings.ledger is not None:
+        objects = Objects(settings.ledger)
+        return LocalLedger(objects, _uid), LocalBudgets(objects), LocalWorkflows(objects, _uid)
+    client, namespace = Client(), settings.ledger_namespace or own_namespace()
+    return (
+        KubernetesLedger(client, namespace, Announcer(client, namespace)),
+        KubernetesBudgets(client, namespace),
+        KubernetesWorkflows(client, settings.namespace),
     )
 
 
-def local_state(settings: Settings) -> Callable[[], str]:
-    """How the one-machine ledger is, in words for people."""
-    ledger = LocalLedger(Objects(settings.ledger), lambda: str(uuid.uuid4()))
+def _uid() -> str:
+    return str(uuid.uuid4())
+
+
+def real_trigger(settings: Settings, pointer: Serials = no_serials) -> Trigger:
+    """The trigger over the adapters that the settings name."""
+    return Trigger(*ports(settings), settings.limits(), real_sources(), pointer)
+
+
+def ledger_state(settings: Settings) -> Callable[[], str]:
+    """How the ledger is, in words for people."""
+    ledger, _, _ = ports(settings)
+    where = settings.ledger or f"ManagedModels of namespace {settings.ledger_namespace or own_namespace()}"
 
     def state() -> str:
         try:
-            return f"{settings.ledger}: {ledger.count()} models"
+            return f"{where}: {ledger.count()} models"
         except (Temporary, Permanent) as exc:
             return f"not usable: {exc}"
 
@@ -149,11 +173,20 @@ class RetrainTrigger:
         self._reconciling = asyncio.Lock()
         self._wanted = False
         metrics = Metrics("trigger")
-        self._decisions = metrics.counter("decisions", "Decisions about drift events.", "decision", "reason")
-        self._reconciled = metrics.counter("reconciled", "Models reconciled, by result.", "result")
+        self._decisions = metrics.counter(
+            "decisions", "Decisions about drift events.", "decision", "reason", known=DECISIONS
+        )
+        self._reconciled = metrics.counter("reconciled", "Models reconciled, by result.", "result", known=RESULTS)
+        self._reconcile_seconds = metrics.histogram("reconcile_seconds", "Time of one round of reconcile.")
         self._last_reconcile = metrics.gauge("last_reconcile_timestamp_seconds", "When reconcile last finished.")
-        self._dead = metrics.counter("dead_letters", "Events that ended in the dead-letter path.", "type")
+        self._dead = metrics.counter("dead_letters", "Events that ended in the dead-letter path.", "type", known=DEAD)
         self._unsealed = metrics.counter("unauthenticated", "Drift events without a valid seal or token.")
+        metrics.gauge("budget", "Submissions an hour that the operator allows, over all models.").set(settings.budget)
+        counted = {
+            what: metrics.counter(name, text, label, known=known)
+            for what, (name, text, label, known) in COUNTED.items()
+        }
+        trigger.count = lambda what, which: counted[what].labels(which).inc()
         self.function = Function(
             {
                 "/": (["POST"], self._root),
@@ -231,7 +264,8 @@ class RetrainTrigger:
             ends = time.monotonic() + RECONCILE_SLICE_S
             while self._wanted and time.monotonic() < ends:
                 self._wanted = False
-                counts = await asyncio.to_thread(self._trigger.reconcile, until=lambda: time.monotonic() >= ends)
+                with self._reconcile_seconds.time():
+                    counts = await asyncio.to_thread(self._trigger.reconcile, until=lambda: time.monotonic() >= ends)
                 for result, count in counts.items():
                     self._reconciled.labels(result).inc(count)
             self._last_reconcile.set(self._sources.now().timestamp())
@@ -241,8 +275,7 @@ class RetrainTrigger:
         return self._dead_letter(await self._event(request))
 
     def _dead_letter(self, event: events.CloudEvent) -> Response:
-        known = {events.DETECTED, events.RESOLVED, events.REJECTED, events.FINISHED}
-        self._dead.labels(event.type if event.type in known else "other").inc()
+        self._dead.labels(event.type if event.type in DEAD else "other").inc()
         extra: dict[str, Any] = {k: v for k, v in event.extensions.items() if k.startswith("knativeerror")}
         data = event.data[:4096].decode("utf-8", "replace")
         log.warning("dead letter", extra={"event_id": event.id, "type": event.type, "data": data, **extra})
@@ -284,5 +317,5 @@ def from_env(env: Mapping[str, str]) -> Function:
     settings = load(Settings, env)
     setup_logging(settings.log_level)
     serial = champion_serial(settings.models_uri, settings.trusted_keys, env)
-    trigger = local_trigger(settings, serial)
-    return RetrainTrigger(settings, trigger, real_sources(), local_state(settings)).function
+    trigger = real_trigger(settings, serial)
+    return RetrainTrigger(settings, trigger, real_sources(), ledger_state(settings)).function

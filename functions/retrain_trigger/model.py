@@ -203,6 +203,8 @@ class Record:
     policy: Policy
     status: Status
     request: Request | None = None
+    generation: int | None = None
+    """Of the policy; the one-machine table counts none."""
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -238,6 +240,16 @@ def new_document(environment: str, model: str, uid: str, now: datetime) -> dict[
         "spec": {"environment": environment, "model": model},
         "status": to_doc(Status()),
     }
+
+
+def ledger_document(record: Record, status: Status, *, pending: bool) -> dict[str, Any]:
+    """`status` as it stands in Kubernetes: with what its lists select by, and the policy that was decided upon."""
+    doc: dict[str, Any] = {**to_doc(status), "pending": pending}
+    if record.generation is not None:
+        doc["observedGeneration"] = record.generation
+        for condition in doc.get("conditions", ()):
+            condition["observedGeneration"] = record.generation
+    return doc
 
 
 def from_document(doc: Mapping[str, Any], version: str) -> Record:
@@ -286,6 +298,7 @@ def from_document(doc: Mapping[str, Any], version: str) -> Record:
         policy=policy,
         status=status,
         request=request,
+        generation=generation if isinstance(generation := metadata.get("generation"), int) else None,
     )
 
 

@@ -58,6 +58,15 @@ class Sources:
     pause: Callable[[int], None]
 
 
+Count = Callable[[str, str], None]
+"""What happened, and which: `conflict` of `ledger` or `budget`; `workflow` that was `created`, `found` or `refused`;
+`retrain` that ended with an outcome."""
+
+
+def count_nothing(_what: str, _which: str) -> None:
+    """Who counts nothing."""
+
+
 class Trigger:
     """The decider of any number of models over the three ports.
 
@@ -74,6 +83,7 @@ class Trigger:
         pointer: Serials = no_serials,
     ) -> None:
         """`pointer(environment, model)` reads the champion's serial where this process may, else None."""
+        self.count: Count = count_nothing
         self._ledger = ledger
         self._budget = budget
         self._argo = argo
@@ -137,6 +147,7 @@ class Trigger:
                 record = read()
                 return None if record is None else self._decide_once(record, event)
             except Conflict:
+                self.count("conflict", "ledger")
                 self._sources.pause(attempt)
         raise Temporary(f"{name}: too many others write its ledger; try again")
 
@@ -209,6 +220,7 @@ class Trigger:
                 if after != budget:
                     self._budget.write(after, version)
             except Conflict:
+                self.count("conflict", "budget")
                 self._sources.pause(attempt)
                 continue
             return None if granted else "BudgetSpent"
@@ -245,11 +257,15 @@ class Trigger:
             try:
                 uid = self._argo.create(manifest, self._sources.now())
             except AlreadyExists:
+                self.count("workflow", "found")
                 self._adopt(record)
                 return
         except (Temporary, Permanent) as exc:
-            log.warning("the Workflow was not created", extra={"workflow": retrain.workflow, "error": str(exc)})
+            self.count("workflow", "refused")
+            log.warning("the Workflow was not created", extra=_about(record) | {"error": str(exc)})
             return
+        self.count("workflow", "created")
+        log.info("the Workflow was created", extra=_about(record) | {"reason": retrain.reason})
         self._note(record, lambda r, now: rules.submitted(r, uid, now))
 
     def _adopt(self, record: Record) -> None:
@@ -262,7 +278,7 @@ class Trigger:
             uid = str(found["metadata"]["uid"])
             self._note(record, lambda r, now: rules.submitted(r, uid, now))
             return
-        log.warning("the Workflow's name belongs to another claim", extra={"workflow": retrain.workflow})
+        log.warning("the Workflow's name belongs to another claim", extra=_about(record))
         self._note(record, lambda r, now: self._recalled(r, now) or rules.name_taken(r, now))
 
     def _note(self, record: Record, change: Callable[[Record, datetime], Status]) -> Record | None:
@@ -272,9 +288,7 @@ class Trigger:
             status = change(record, now)
             return self._ledger.write(record, status, pending=rules.pending(record, status, now))
         except (Conflict, Temporary) as exc:
-            log.info(
-                "the ledger was not updated; reconcile will", extra={"managed_model": record.name, "error": str(exc)}
-            )
+            log.info("the ledger was not updated; reconcile will", extra=_about(record) | {"error": str(exc)})
             return None
 
     # --- reconciling ---
@@ -300,7 +314,7 @@ class Trigger:
                 self._finish_claim(record, retrain, found is not None, now)
             elif found is None:
                 lost = Finish(outcome=Outcome.LOST, ended_at=now, explanation="the Workflow is gone")
-                self._write(record, rules.finished(record, lost, now), now)
+                self._finish(record, lost, now)
             else:
                 self._progress(record, found, now)
         answer = self._decide(name, lambda: self._ledger.read(name), None)
@@ -314,16 +328,23 @@ class Trigger:
         elif now - retrain.first_claimed_at >= rules.CLAIM_EXPIRES:
             why = "its Workflow could not be created within an hour"
             failed = Finish(outcome=Outcome.FAILED, ended_at=now, reason="NotCreated", explanation=why)
-            self._write(record, rules.finished(record, failed, now), now)
+            self._finish(record, failed, now)
         else:
             self._submit(self._ledger.write(record, rules.renewed(record, now), pending=True))
 
     def _progress(self, record: Record, found: Mapping[str, object], now: datetime) -> None:
         match workflows.read(found, now):
             case Finish() as finish:
-                self._write(record, rules.finished(record, finish, now), now)
+                self._finish(record, finish, now)
             case workflows.Running(state):
                 self._write(record, rules.progressed(record, state, self._limits.deadline, now), now)
+
+    def _finish(self, record: Record, finish: Finish, now: datetime) -> None:
+        """Note the end of the retrain in flight. Only who wrote it counts and logs it: once, however many look."""
+        self._write(record, rules.finished(record, finish, now), now)
+        self.count("retrain", finish.outcome.value)
+        told = {"outcome": finish.outcome.value, "reason": finish.reason, "detail": finish.explanation}
+        log.info("the retrain ended", extra=_about(record) | told)
 
     def _write(self, record: Record, status: Status, now: datetime) -> None:
         if status != record.status:
@@ -334,6 +355,17 @@ def _retrain(status: Status) -> Retrain:
     if status.retrain is None:
         raise AssertionError("a claim without a retrain")
     return status.retrain
+
+
+def _about(record: Record) -> dict[str, str | None]:
+    """What every line of the log about a retrain carries."""
+    retrain = _retrain(record.status)
+    return {
+        "event_id": retrain.event_id,
+        "environment": record.environment,
+        "model": record.model,
+        "workflow": retrain.workflow,
+    }
 
 
 def _names(retrain: Retrain | None, workflow: str) -> bool:

@@ -193,7 +193,7 @@ def test_bad_settings_end_the_process_and_name_every_fault(tmp_path: Path, comma
             pytest.fail("the process goes on with bad settings")
         assert code != 0
     text = host.log.read_text()
-    for name in ("LEDGER", "BUDGET", "BODY_LIMIT", "RUN_DEADLINE", "LOG_LEVEL", "SEAL_KEYS", "DATASET_PREFIXES"):
+    for name in ("BUDGET", "BODY_LIMIT", "RUN_DEADLINE", "LOG_LEVEL", "SEAL_KEYS", "DATASET_PREFIXES"):
         assert f"AEGIS_{name}: " in text
     assert "https://x/" in text
 

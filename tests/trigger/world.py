@@ -13,7 +13,7 @@ from typing import Any
 
 from aegis import events
 from aegis.http import Function, Request, Response
-from retrain_trigger.function import RetrainTrigger, Settings, local_state
+from retrain_trigger.function import RetrainTrigger, Settings, ledger_state
 from retrain_trigger.local import LocalBudgets, LocalLedger, LocalWorkflows
 from retrain_trigger.model import Record, object_name
 from retrain_trigger.ports import Budgets, Ledger, Workflows
@@ -98,7 +98,7 @@ class World:
         """The routes; by default for callers on loopback, who need no seal."""
         own: dict[str, Any] = {"ledger": self.path, "trust_loopback": True, "create_unknown": True, **settings}
         ready = Settings(**own)
-        return RetrainTrigger(ready, trigger or self.trigger(), self.sources(), local_state(ready)).function
+        return RetrainTrigger(ready, trigger or self.trigger(), self.sources(), ledger_state(ready)).function
 
     def record(self, model: str = "churn", environment: str = "default") -> Record:
         record = self.ports.ledger.read(object_name(environment, model))
