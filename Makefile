@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCKED := --require-hashes --no-deps
 UV     := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: demo test lint coverage bundle images release lock bench simulate mutants clean
+.PHONY: demo test lint coverage bundle images release lock bench e2e simulate mutants clean
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aegis needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -38,7 +38,11 @@ coverage: $(VENV)/.dev
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
 bench: $(VENV)/.dev
-	@for each in receiver trigger train_step; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+	@for each in receiver trigger train_step kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+
+# The product on the cluster that KUBECONFIG names (docs/install.md says how to bring the images there). Not part of `test`.
+e2e: $(VENV)/.dev
+	@$(BIN)/python -m tests.e2e.cluster $(E2E)
 
 # Not part of `test`, which simulates a tenth of it: it takes up to 20 minutes.
 simulate: $(VENV)/.dev
@@ -59,11 +63,12 @@ bundle:
 # The container images, with buildah and no daemon. BUD takes more of its options, such as `-v` for certificates.
 BASE_IMAGE ?= docker.io/library/python:3.12-slim
 BUD        ?=
+TAG        ?= latest
 IMAGES     := functions/alert_receiver=aegis-receiver functions/retrain_trigger=aegis-trigger \
               steps/train_model=aegis-train-model steps/sign_model=aegis-sign-model
 images:
 	@for each in $(IMAGES); do buildah bud --isolation chroot --quiet $(BUD) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-		-f $${each%=*}/Dockerfile -t localhost/$${each#*=} . >/dev/null || exit 1; done
+		-f $${each%=*}/Dockerfile -t localhost/$${each#*=}:$(TAG) . >/dev/null || exit 1; done
 	@for each in $(IMAGES); do buildah images --noheading --format '{{.Name}} {{.Size}}' localhost/$${each#*=}; done
 
 # build/release/install-<overlay>.yaml, every image by its digest. docs/install.md makes DIGESTS when it pushes the images.

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import http.client
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aegis.errors import OK, USAGE, VERIFICATION_FAILED, NotFound, Permanent, Temporary
-from aegis.events import NAME, SEVERITIES
+from aegis.events import NAME, SEVERITIES, parse_time, rfc3339
+from retrain_trigger.kubernetes import NotInstalled, Refused
 from retrain_trigger.model import Record, Retrain, Row, object_name
 
 from . import alerts, config, story
-from .stack import NotRunning, Stack, State, call, default_state, interrupted, request_retrain
+from .cluster import Cluster, Place
+from .stack import NotRunning, Stack, State, call, default_state, interrupted
 from .story import shown
 
 NO = 3
 NOTICED_WITHIN_S = 5.0
-"""How long `retrain` looks for its request in the ledger before it says how the model stands."""
+"""How long an alert or a request is looked for in the ledger before it is said how the model stands."""
 EXIT_CODES = """exit codes:
-  0   done; with --wait: a better model was promoted
-  3   an honest no: held, refused, rejected by the gate, or the retrain failed
+  0   done; with --wait: a better model was promoted; doctor: nothing is wrong
+  3   an honest no: held, refused, rejected by the gate, or the retrain failed; doctor: something is wrong
   64  bad usage or configuration     65  bad data
   69  nothing runs where it should   70  the demo did not do what it claims
   75  try again                      76  verification failed
-  77  signing denied"""
+  77  signing denied, or the cluster's API server refuses you"""
+PORT_FORWARD = """\
+a cluster's receiver needs --url and --token-file. To reach it from here:
+  kubectl -n {0} port-forward "$(kubectl -n {0} get pods -o name -l app.kubernetes.io/component=receiver | head -n 1)" \
+12000:8080
+and in another shell: aegis send {1} --cluster --url http://127.0.0.1:12000/alertmanager --token-file FILE"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"aegis: {shown(getattr(exc, 'message', exc))}", file=sys.stderr)
         for name, what in faults.items():
             print(f"  {shown(name)}: {shown(what)}", file=sys.stderr)
+        if isinstance(exc, NotInstalled):
+            print("  `aegis doctor --cluster` says what is missing, and how to install it", file=sys.stderr)
         return exc.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -94,24 +104,35 @@ def _parser() -> Parser:
     send.add_argument("--summary", default="sent by aegis send")
     send.add_argument("--resolved", action="store_true", help="say that the alert ended")
     send.add_argument("--dry-run", action="store_true", help="print what would be posted, and post nothing")
-    send.add_argument("--url", default="", help="another receiver (default: the one of `aegis up`)")
+    send.add_argument("--url", type=_url, help="another receiver (default: the one of `aegis up`)")
+    send.add_argument("--token-file", type=Path, metavar="FILE", help="a bearer token for the receiver")
     _waiting(send)
+    _cluster(send)
 
     listing = add("models", _models, "list the models: does it drift, does it retrain, and if not, why")
     listing.add_argument("--json", action="store_true", help="for scripts")
+    _cluster(listing)
 
     why = add("why", _why, "tell one model's story: decisions with reasons, retrains with outcomes, links")
     _model(why)
     why.add_argument("--json", action="store_true", help="for scripts")
+    _cluster(why)
 
     retrain = add("retrain", _retrain, "ask for a retrain; passes every hold but suspend, the budget and a running one")
     _model(retrain)
     retrain.add_argument("--why", required=True, help="the reason, kept in the model's story")
     _waiting(retrain)
+    _cluster(retrain)
 
     approve = add("approve", _approve, "release an accepted model that waits for a person, or refuse it")
     _model(approve)
     approve.add_argument("--reject", metavar="WHY", help="refuse it instead")
+    _cluster(approve)
+
+    doctor = add("doctor", _doctor, "name each thing that is missing or wrong, with the command that mends it")
+    doctor.add_argument("--mlflow", type=_url, help="where MLflow answers from here (default: by its name)")
+    doctor.add_argument("--json", action="store_true", help="for scripts")
+    _cluster(doctor)
 
     verify = add("verify", _verify, "check a package: signatures, provenance and every byte")
     verify.add_argument("directory", type=Path, metavar="DIR")
@@ -154,6 +175,38 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the retrain to its outcome")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="of --wait (default 900 s)")
     parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _cluster(parser: argparse.ArgumentParser) -> None:
+    def label(text: str) -> str:
+        if re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text) is None:
+            raise argparse.ArgumentTypeError("a namespace is lower-case letters, digits and dashes")
+        return text
+
+    parser.add_argument("--cluster", action="store_true", help="the one that KUBECONFIG, or the pod's account, names")
+    parser.add_argument("--namespace", type=label, metavar="NS", help="of models (default: aegis)")
+    parser.add_argument(
+        "--workflow-namespace", type=label, metavar="NS", help="of Workflows (default: aegis-workflows)"
+    )
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not text.isprintable():
+        raise argparse.ArgumentTypeError("must be http://HOST[:PORT]/PATH or https://...")
+    return text
+
+
+def _place(parsed: argparse.Namespace) -> Cluster | State:
+    if parsed.cluster:
+        return Cluster(parsed.namespace or "aegis", parsed.workflow_namespace or "aegis-workflows")
+    if parsed.namespace or parsed.workflow_namespace:
+        raise Permanent("a namespace is one of a cluster: add --cluster", exit_code=USAGE)
+    return State(parsed.state.absolute())
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -204,7 +257,7 @@ def _tell(state: State, told: dict[str, datetime], *, quiet: bool = False) -> No
 
 
 def _send(parsed: argparse.Namespace) -> int:
-    now = datetime.now(UTC)
+    now = parse_time(rfc3339(datetime.now(UTC)))  # as the ledger will have it
     labels = {"alertname": "ModelDrift", "model_name": parsed.model, "severity": parsed.severity}
     labels |= {"environment": parsed.environment} if parsed.environment != "default" else {}
     labels |= {"model_version": parsed.version} if parsed.version else {}
@@ -214,42 +267,74 @@ def _send(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         print(json.dumps(body, indent=2))
         return OK
-    state = State(parsed.state.absolute())
-    url = parsed.url or state.urls()["receiver"] + "/alertmanager"
-    base, _, path = url.removeprefix("http://").partition("/")
+    if parsed.cluster and not (parsed.url and parsed.token_file):
+        raise Permanent(PORT_FORWARD.format(parsed.namespace or "aegis", parsed.model), exit_code=USAGE)
+    place = _place(parsed)
+    url = parsed.url or f"{State(parsed.state.absolute()).urls()['receiver']}/alertmanager"
+    parts = urlsplit(url)
+    headers = {"content-type": "application/json"}
+    if parsed.token_file:
+        headers["authorization"] = f"Bearer {_token(parsed.token_file)}"
     try:
-        headers = {"content-type": "application/json"}
-        status, _, answer = call(base, "POST", "/" + path, json.dumps(body).encode(), headers)
+        status, _, answer = call(url, "POST", parts.path or "/", json.dumps(body).encode(), headers)
     except (OSError, http.client.HTTPException) as exc:
-        raise NotRunning(f"{shown(url)} does not answer ({shown(exc)}): is `aegis up` running?") from exc
+        hint = "is the port-forward up?" if parsed.cluster else "is `aegis up` running?"
+        raise NotRunning(f"{shown(url)} does not answer ({shown(exc)}): {hint}") from exc
     if status >= 300:
         said = shown(answer.decode(errors="replace").strip())
         raise (Temporary if status >= 500 else Permanent)(f"the receiver answered {status}: {said}")
-    record = state.records().read(object_name(parsed.environment, parsed.model))
+    for record in _looks(place, parsed, NOTICED_WITHIN_S) if parsed.cluster else ():  # a Broker may take its time
+        if record is not None and any(now in (e.starts_at, e.ends_at) for e in record.status.evidence):
+            break
+    record = place.records().read(object_name(parsed.environment, parsed.model))
     if record is None:
         raise Permanent("the alert was accepted, but no such model is managed: see the receiver's configuration")
-    return _report(state, record, parsed)
+    return _report(place, record, parsed)
 
 
-def _report(state: State, record: Record, parsed: argparse.Namespace) -> int:
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        token = ""
+    if not token or not token.isprintable():
+        raise Permanent(f"{path} cannot be read, or is not a token: one line of printable ASCII", exit_code=USAGE)
+    return token
+
+
+def _looks(place: Place, parsed: argparse.Namespace, within_s: float) -> Iterator[Record | None]:
+    """The record, again and again until the time is over; a store that is away for a moment ends nothing."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            yield place.records().read(object_name(parsed.environment, parsed.model))
+        except Refused:
+            raise
+        except Temporary:
+            pass
+        time.sleep(min(place.poll_s, max(0.0, deadline - time.monotonic())))
+
+
+def _report(place: Place, record: Record, parsed: argparse.Namespace, before: str | None = None) -> int:
     """Say how the model's story stands; with --wait, once the retrain in flight has ended. Only a promotion by that
-    retrain is then a yes."""
+    retrain is then a yes. It may be over already if its claim is not the one from `before`."""
     retrain, row = record.status.retrain, record.status.history[-1] if record.status.history else None
-    if not parsed.wait or retrain is None or not retrain.in_flight:
-        _print_row(state, record, row, parsed)
+    news = before is not None and retrain is not None and retrain.claim != before
+    if not parsed.wait or retrain is None or not (retrain.in_flight or news):
+        _print_row(place, record, row, parsed)
         return NO if parsed.wait else OK
-    record, row = _ended(state, parsed, retrain)
-    _print_row(state, record, row, parsed)
+    record, row = _ended(place, parsed, retrain)
+    _print_row(place, record, row, parsed)
     return OK if row is not None and row.reason == "Promoted" else NO
 
 
-def _ended(state: State, parsed: argparse.Namespace, followed: Retrain) -> tuple[Record, Row | None]:
+def _ended(place: Place, parsed: argparse.Namespace, followed: Retrain) -> tuple[Record, Row | None]:
     """The record as soon as this retrain is over, and the row that tells its end; what happened to the model since,
     and was told in later rows, is another matter. Raises Temporary when it takes too long."""
-    deadline = time.monotonic() + parsed.timeout
     told = ""
-    while time.monotonic() < deadline:
-        record = _record(state, parsed)
+    for record in _looks(place, parsed, parsed.timeout):
+        if record is None:
+            raise _unknown(parsed)
         retrain = record.status.retrain
         if retrain is not None and retrain.claim == followed.claim:
             followed = retrain  # the name of its Workflow may have been taken, and be another one now
@@ -260,82 +345,90 @@ def _ended(state: State, parsed: argparse.Namespace, followed: Retrain) -> tuple
         if now != told and not parsed.json:
             print(now, flush=True)
         told = now
-        time.sleep(0.5)
     raise Temporary(f"no outcome within {parsed.timeout:g} s; see `aegis why {parsed.model}`")
 
 
-def _print_row(state: State, record: Record, row: Row | None, parsed: argparse.Namespace) -> None:
+def _print_row(place: Place, record: Record, row: Row | None, parsed: argparse.Namespace) -> None:
     if parsed.json:
-        print(json.dumps(story.as_json(record, state.objects())))
+        print(json.dumps(story.as_json(record, place)))
     elif row is not None:
         what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}" + (f" ({row.message})" if row.message else "")
         print(f"{record.environment}/{record.model}: {shown(what)}")
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    state = State(parsed.state.absolute())
-    records = state.records().records()
+    place = _place(parsed)
+    records = place.records().records()
     if parsed.json:
-        print(json.dumps([story.as_json(record, state.objects()) for record in records]))
+        print(json.dumps([story.as_json(record, place) for record in records]))
     else:
         print(story.models(records))
     return OK
 
 
-def _record(state: State, parsed: argparse.Namespace) -> Record:
-    record = state.records().read(object_name(parsed.environment, parsed.model))
+def _record(place: Place, parsed: argparse.Namespace) -> Record:
+    record = place.records().read(object_name(parsed.environment, parsed.model))
     if record is None:
-        raise NotFound(f"no model {parsed.model} is known in environment {parsed.environment}; see `aegis models`")
+        raise _unknown(parsed)
     return record
 
 
+def _unknown(parsed: argparse.Namespace) -> NotFound:
+    return NotFound(f"no model {parsed.model} is known in environment {parsed.environment}; see `aegis models`")
+
+
 def _why(parsed: argparse.Namespace) -> int:
-    state = State(parsed.state.absolute())
-    record = _record(state, parsed)
-    if parsed.json:
-        print(json.dumps(story.as_json(record, state.objects())))
-        return OK
-    try:
-        mlflow = state.urls()["mlflow"]
-    except NotRunning:
-        mlflow = None
-    print(story.why(record, state.objects(), state.root, mlflow))
+    place = _place(parsed)
+    record = _record(place, parsed)
+    print(json.dumps(story.as_json(record, place)) if parsed.json else story.why(record, place))
     return OK
 
 
 def _retrain(parsed: argparse.Namespace) -> int:
-    state = State(parsed.state.absolute())
-    record = _record(state, parsed)
-    token = request_retrain(state, record.name, getpass.getuser(), parsed.why)
-    try:
-        call(state.urls()["trigger"], "POST", "/reconcile")
-    except (NotRunning, OSError, http.client.HTTPException) as exc:
-        if parsed.wait:
-            raise NotRunning("noted, but nothing runs that --wait could follow: `aegis up` will take it up") from exc
-        if parsed.json:
-            print(json.dumps(story.as_json(_record(state, parsed), state.objects())))
-        else:
-            print("Noted. Nothing runs now; `aegis up` will take it up.")
+    place = _place(parsed)
+    record = _record(place, parsed)
+    before = record.status.retrain.claim if record.status.retrain else ""
+    token = place.request(record.name, parsed.why)
+    woken = isinstance(place, State) and place.wake()  # on a cluster a timer does it, every minute
+    if not woken and not parsed.wait:
+        later = f"The trigger looks every minute; `aegis why {parsed.model} --cluster` tells."
+        later = later if parsed.cluster else "Nothing runs now; `aegis up` will take it up."
+        print(json.dumps(story.as_json(_record(place, parsed), place)) if parsed.json else f"Noted. {later}")
         return OK
-    noticed = time.monotonic() + NOTICED_WITHIN_S  # a reconcile that ran already looks again by itself
-    while token not in (record := _record(state, parsed)).status.tokens and time.monotonic() < noticed:
-        time.sleep(0.1)
-    return _report(state, record, parsed)
+    if not (woken or parsed.cluster):
+        raise NotRunning("noted, but nothing runs that --wait could follow: `aegis up` will take it up")
+    # On one machine a reconcile that ran already looks again by itself.
+    for found in _looks(place, parsed, parsed.timeout if parsed.cluster else NOTICED_WITHIN_S):
+        if found is not None and (token in found.status.tokens or found.policy.suspend):
+            return _report(place, found, parsed, before)
+    if parsed.cluster:
+        told = f"noted, but the trigger has not taken it up within {parsed.timeout:g} s"
+        raise Temporary(f"{told}: is the budget spent, or does nothing wake it? `aegis doctor --cluster`")
+    return _report(place, _record(place, parsed), parsed)
 
 
 def _approve(parsed: argparse.Namespace) -> int:
-    from .runner import approve, reject
-
-    state = State(parsed.state.absolute())
-    retrain = _record(state, parsed).status.retrain
+    place = _place(parsed)
+    retrain = _record(place, parsed).status.retrain
     if retrain is None or not retrain.in_flight:
         raise Permanent(f"no retrain of {parsed.model} is in flight")
-    person, now = getpass.getuser(), datetime.now(UTC)
-    if parsed.reject is None:
-        approve(state.objects(), retrain.workflow, by=person, now=now)
-    else:
-        reject(state.objects(), retrain.workflow, by=person, why=parsed.reject, now=now)
+    place.answer(retrain.workflow, parsed.reject)
     return OK
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from . import doctor, examine
+
+    place = _place(parsed)
+    found = list(
+        examine.cluster(place, parsed.mlflow) if isinstance(place, Cluster) else examine.machine(place, parsed.mlflow)
+    )
+    wrong = sum(finding.state == doctor.WRONG for finding in found)
+    if parsed.json:
+        print(json.dumps({"wrong": wrong, "findings": [finding.as_json() for finding in found]}))
+    else:
+        print(doctor.told(found))
+    return NO if wrong else OK
 
 
 def _verify(parsed: argparse.Namespace) -> int:

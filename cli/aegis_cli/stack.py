@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import http.client
 import json
 import os
@@ -20,12 +21,13 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from aegis.errors import Conflict, Permanent, Temporary
 from aegis.settings import duration
-from retrain_trigger.local import MODELS, LocalLedger
+from retrain_trigger.local import MODELS, LocalLedger, LocalWorkflows
 from retrain_trigger.sqlite import Objects
 from sign_model import keys
 
@@ -49,6 +51,7 @@ class State:
     """Where one machine keeps everything."""
 
     root: Path
+    poll_s: float = 0.2
 
     @property
     def ledger(self) -> Path:
@@ -79,6 +82,48 @@ class State:
 
     def records(self) -> LocalLedger:
         return LocalLedger(self.objects(), _no_uid)
+
+    def workflows(self) -> LocalWorkflows:
+        return LocalWorkflows(self.objects(), _no_uid)
+
+    def request(self, name: str, why: str) -> str:
+        """Ask for a retrain as `kubectl label` does on a cluster; return the token."""
+        token = secrets.token_hex(8)
+        for _ in range(20):
+            try:
+                self.records().request(name, token, getpass.getuser(), why)
+            except Conflict:
+                continue
+            return token
+        raise Temporary(f"{name}: too many others write its ledger; try again")
+
+    def wake(self) -> bool:
+        """Let the trigger look at what waits; False if none runs."""
+        try:
+            call(self.urls()["trigger"], "POST", "/reconcile")
+        except (NotRunning, OSError, http.client.HTTPException):
+            return False
+        return True
+
+    def answer(self, workflow: str, refusal: str | None) -> None:
+        """Release a Workflow that waits for a person, or refuse it."""
+        person, now = getpass.getuser(), datetime.now(UTC)
+        if refusal is None:
+            runner.approve(self.objects(), workflow, by=person, now=now)
+        else:
+            runner.reject(self.objects(), workflow, by=person, why=refusal, now=now)
+
+    def mlflow(self) -> str | None:
+        """The URL of the running (or last) MLflow."""
+        try:
+            return self.urls()["mlflow"]
+        except NotRunning:
+            return None
+
+    def logs(self, workflow: str) -> str | None:
+        """The folder of a Workflow's logs, if it is still there."""
+        folder = self.root / "runs" / workflow
+        return str(folder) if folder.is_dir() else None
 
     def urls(self) -> dict[str, str]:
         """The addresses of the running (or last) stack. Raises NotRunning."""
@@ -322,9 +367,14 @@ class Stack:
 
 
 def template_path() -> Path:
-    """The WorkflowTemplate: beside this package when installed, in `knative/` in a checkout."""
-    packaged = Path(__file__).with_name("workflow-template.yaml")
-    return packaged if packaged.exists() else Path(__file__).parents[2] / "knative/base/argo/workflow-template.yaml"
+    """The WorkflowTemplate."""
+    return shipped("argo/workflow-template.yaml")
+
+
+def shipped(path: str) -> Path:
+    """A manifest of `knative/base`: beside this package when installed, there in a checkout."""
+    packaged = Path(__file__).with_name(Path(path).name)
+    return packaged if packaged.exists() else Path(__file__).parents[2] / "knative" / "base" / path
 
 
 def call(
@@ -336,9 +386,10 @@ def call(
     *,
     timeout: float = 30,
 ) -> tuple[int, dict[str, str], bytes]:
-    """One HTTP request to a part of the stack: status, headers (lower-case) and body. Raises OSError."""
-    host = url.removeprefix("http://").rstrip("/")
-    connection = http.client.HTTPConnection(host, timeout=timeout)
+    """One HTTP request: status, headers (lower-case) and body. `url` is http[s]://host[:port]. Raises OSError."""
+    parts = urlsplit(url)
+    made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = made(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.request(method, path, body or None, dict(headers or {}))
         answer = connection.getresponse()
@@ -370,15 +421,3 @@ def interrupted() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def request_retrain(state: State, name: str, by: str, why: str) -> str:
-    """Ask for a retrain as `kubectl label` does on a cluster; return the token."""
-    token = secrets.token_hex(8)
-    for _ in range(20):
-        try:
-            state.records().request(name, token, by, why)
-        except Conflict:
-            continue
-        return token
-    raise Temporary(f"{name}: too many others write its ledger; try again")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from aegis.events import rfc3339
 from retrain_trigger.model import Record, Retrain, Row, to_doc
-from retrain_trigger.sqlite import Objects
+
+from .cluster import Place
 
 EXPLAINED = {
     "Submitted": "retrain submitted",
@@ -36,7 +36,7 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 def models(records: Sequence[Record]) -> str:
     """A line a model: does it drift, does it retrain, and if not, why."""
     if not records:
-        return "No model is known yet: send an alert (`aegis send NAME`), or name models in --config."
+        return "No model is known yet: send an alert (`aegis send NAME`), or register one (docs/policy.md)."
     rows: list[Sequence[object]] = [
         ("MODEL", "ENVIRONMENT", "DRIFTING", "RETRAINING", "WHY", "ATTEMPTS", "LAST OUTCOME")
     ]
@@ -58,18 +58,18 @@ def models(records: Sequence[Record]) -> str:
     return table(rows)
 
 
-def as_json(record: Record, objects: Objects) -> dict[str, Any]:
+def as_json(record: Record, place: Place) -> dict[str, Any]:
     """Everything that is known, for scripts."""
     return {
         "name": record.name,
         "environment": record.environment,
         "model": record.model,
         "status": to_doc(record.status),
-        "workflow": _workflow(record, objects),
+        "workflow": _workflow(record, place),
     }
 
 
-def why(record: Record, objects: Objects, root: Path, mlflow: str | None) -> str:
+def why(record: Record, place: Place) -> str:
     """One model's story: what stands, what happened and why, and where each thing can be looked at."""
     status = record.status
     lines = [f"{record.model} in {record.environment}", ""]
@@ -97,7 +97,7 @@ def why(record: Record, objects: Objects, root: Path, mlflow: str | None) -> str
         lines += [
             "",
             "The last retrain",
-            *(f"  {line}" for line in _chain(record, status.retrain, objects, root, mlflow)),
+            *(f"  {line}" for line in _chain(record, status.retrain, place)),
         ]
     return "\n".join(map(shown, lines))
 
@@ -108,7 +108,7 @@ def _row(row: Row) -> list[str]:
     return [head, *([f"{'':21}{row.message}"] if row.message else [])]
 
 
-def _chain(record: Record, retrain: Retrain, objects: Objects, root: Path, mlflow: str | None) -> list[str]:
+def _chain(record: Record, retrain: Retrain, place: Place) -> list[str]:
     """From the registered version back to the alert, a line a link."""
     links: list[tuple[str, object]] = [("outcome", retrain.outcome or retrain.state or retrain.phase)]
     if retrain.explanation:
@@ -116,9 +116,10 @@ def _chain(record: Record, retrain: Retrain, objects: Objects, root: Path, mlflo
     if retrain.registered_version:
         links.append(("model version", f"{record.model} version {retrain.registered_version}"))
     if retrain.run_id:
+        mlflow = place.mlflow()
         links.append(("MLflow run", f"{mlflow}/#/runs/{retrain.run_id}" if mlflow else retrain.run_id))
     links.append(("Workflow", f"{retrain.workflow} (uid {retrain.uid})"))
-    nodes = ((_workflow(record, objects) or {}).get("status") or {}).get("nodes", {}).values()
+    nodes = ((_workflow(record, place) or {}).get("status") or {}).get("nodes", {}).values()
     ran = [node for node in nodes if node.get("type") in ("Pod", "Suspend")]
     ran.sort(key=lambda node: str(node.get("finishedAt") or "~"))
     steps = [f"{node.get('templateName')} {node.get('phase')}" for node in ran]
@@ -129,16 +130,13 @@ def _chain(record: Record, retrain: Retrain, objects: Objects, root: Path, mlflo
         links += [("drift event", retrain.event_id), ("alert fingerprint", retrain.fingerprint)]
     if retrain.dataset_uri:
         links.append(("data", retrain.dataset_uri))
-    if (root / "runs" / retrain.workflow).is_dir():
-        links.append(("logs", root / "runs" / retrain.workflow))
+    if logs := place.logs(retrain.workflow):
+        links.append(("logs", logs))
     return [f"{name + ':':19}{value}" for name, value in links]
 
 
-def _workflow(record: Record, objects: Objects) -> dict[str, Any] | None:
-    if record.status.retrain is None:
-        return None
-    stored = objects.get("Workflow", record.status.retrain.workflow)
-    return stored.doc if stored else None
+def _workflow(record: Record, place: Place) -> dict[str, Any] | None:
+    return place.workflows().get(record.status.retrain.workflow) if record.status.retrain else None
 
 
 def _time(moment: datetime) -> str:

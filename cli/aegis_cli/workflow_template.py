@@ -43,7 +43,8 @@ SHAPES: Mapping[str, Shape] = {
     "metadata": _shape("name:text", "labels", "name"),
     "spec": _shape(
         "activeDeadlineSeconds:number arguments:declared entrypoint:text onExit:text templates:[template]",
-        "automountServiceAccountToken executor podGC securityContext serviceAccountName synchronization ttlStrategy",
+        "automountServiceAccountToken executor podGC podSpecPatch securityContext serviceAccountName synchronization"
+        " ttlStrategy",
         "entrypoint templates",
     ),
     "declared": _shape("parameters:[parameter]"),
@@ -52,7 +53,7 @@ SHAPES: Mapping[str, Shape] = {
         "name:text inputs:inputs outputs:outputs steps:[[step]] suspend:suspend container:container"
         " initContainers:[initContainer] volumes:[volume] retryStrategy:retryStrategy"
         " activeDeadlineSeconds:number",
-        "synchronization",
+        "serviceAccountName synchronization",
         "name",
     ),
     "suspend": _shape(""),

@@ -27,7 +27,8 @@ from tests.signing.world import World
 from tests.support import free_ports
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-COMMANDS = ["up", "send", "models", "why", "retrain", "approve", "verify", "adopt", "name", "config", "demo"]
+COMMANDS = ["up", "send", "models", "why", "retrain", "approve", "doctor", "verify", "adopt", "name", "config",
+            "demo"]  # fmt: skip
 Output = pytest.CaptureFixture[str]
 
 
@@ -333,7 +334,7 @@ def test_a_request_loses_against_no_other_writer(state: State, monkeypatch: pyte
         before(self, name, token, by, why)
 
     monkeypatch.setattr(LocalLedger, "request", request)
-    token = stack.request_retrain(state, "digits.default", "me", "why")
+    token = state.request("digits.default", "why")
     record = state.records().read("digits.default")
     assert record is not None
     assert record.request is not None

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegis_cli import story
+from aegis_cli.stack import State
 from retrain_trigger.model import Condition, Evidence, Policy, Record, Retrain, Row, Status
-from retrain_trigger.sqlite import Objects
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HOSTILE = "\x1b[2J\x00\u202egpj.exe\u2066\x9b31m\r\n\u200b"
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
-    return Objects(tmp_path / "ledger.db")
+def machine(tmp_path: Path) -> State:
+    return State(tmp_path)
 
 
 def record(**status: object) -> Record:
@@ -74,13 +74,14 @@ def test_the_list_says_why_a_model_is_not_retrained() -> None:
     assert "needs a person: AttemptsSpent" in second
 
 
-def test_why_tells_the_whole_story_with_every_link(objects: Objects, tmp_path: Path) -> None:
+def test_why_tells_the_whole_story_with_every_link(machine: State) -> None:
     nodes = {
         "train": {"type": "Pod", "templateName": "train", "phase": "Succeeded", "finishedAt": "2026-03-01T12:01:00Z"},
         "gate": {"type": "Pod", "templateName": "gate", "phase": "Succeeded", "finishedAt": "2026-03-01T12:02:00Z"},
     }
-    objects.create("Workflow", "aegis-digits-1", {"metadata": {}, "status": {"nodes": nodes}})
-    (tmp_path / "runs" / "aegis-digits-1").mkdir(parents=True)
+    machine.objects().create("Workflow", "aegis-digits-1", {"metadata": {}, "status": {"nodes": nodes}})
+    (machine.root / "runs" / "aegis-digits-1").mkdir(parents=True)
+    machine.addresses.write_text('{"mlflow": "http://127.0.0.1:12002"}')
     alert = Evidence(fingerprint="00000000000000aa", starts_at=NOW, seen=NOW, version="7", feature="age", ends_at=NOW)
     said = story.why(
         record(
@@ -95,9 +96,7 @@ def test_why_tells_the_whole_story_with_every_link(objects: Objects, tmp_path: P
                 Row(kind="Hold", reason="InFlight", message="", first=NOW, last=NOW + timedelta(hours=1), count=3),
             ),
         ),
-        objects,
-        tmp_path,
-        "http://127.0.0.1:12002",
+        machine,
     )  # fmt: skip
     for part in (
         "Drifting: Firing: 1 alert (since 2026-03-01 12:00:00)",
@@ -118,23 +117,23 @@ def test_why_tells_the_whole_story_with_every_link(objects: Objects, tmp_path: P
         "drift event:       event-1",
         "alert fingerprint: 00000000000000aa",
         "data:              s3://bucket/new/",
-        f"logs:              {tmp_path / 'runs' / 'aegis-digits-1'}",
+        f"logs:              {machine.root / 'runs' / 'aegis-digits-1'}",
     ):
         assert part in said
     assert said.index("retrain submitted") < said.index("held: InFlight")
 
 
-def test_why_of_a_model_without_a_past_is_short(objects: Objects, tmp_path: Path) -> None:
-    said = story.why(record(), objects, tmp_path, None)
+def test_why_of_a_model_without_a_past_is_short(machine: State) -> None:
+    said = story.why(record(), machine)
     assert "nothing yet" in said
     assert "The last retrain" not in said
 
 
-def test_without_a_running_mlflow_the_run_is_told_by_its_id(objects: Objects, tmp_path: Path) -> None:
-    assert "MLflow run:        run-1" in story.why(record(retrain=retrain()), objects, tmp_path, None)
+def test_without_a_running_mlflow_the_run_is_told_by_its_id(machine: State) -> None:
+    assert "MLflow run:        run-1" in story.why(record(retrain=retrain()), machine)
 
 
-def test_hostile_text_is_escaped_wherever_it_stands(objects: Objects, tmp_path: Path) -> None:
+def test_hostile_text_is_escaped_wherever_it_stands(machine: State) -> None:
     alert = Evidence(fingerprint=HOSTILE, starts_at=NOW, seen=NOW, version=HOSTILE, feature=HOSTILE, severity=HOSTILE)
     bad = record(
         retrain=retrain(outcome=HOSTILE, explanation=HOSTILE, reason=HOSTILE, event_id=HOSTILE, fingerprint=HOSTILE,
@@ -144,15 +143,16 @@ def test_hostile_text_is_escaped_wherever_it_stands(objects: Objects, tmp_path: 
                          for kind in ("Drifting", "NeedsHuman")),
         history=(Row(kind="Hold", reason=HOSTILE, message=HOSTILE, first=NOW, last=NOW),),
     )  # fmt: skip
-    for mlflow in (None, "http://127.0.0.1:1"):
-        lines = story.why(replace(bad, model=HOSTILE, environment=HOSTILE), objects, tmp_path, mlflow).split("\n")
+    for addresses in ("", json.dumps({"mlflow": HOSTILE})):
+        machine.addresses.write_text(addresses)
+        lines = story.why(replace(bad, model=HOSTILE, environment=HOSTILE), machine).split("\n")
         assert all(line.isprintable() for line in lines)
     assert all(line.isprintable() for line in story.models([bad]).split("\n"))
 
 
-def test_for_scripts_everything_known_is_json(objects: Objects) -> None:
-    objects.create("Workflow", "aegis-digits-1", {"metadata": {"name": "aegis-digits-1"}})
-    found = json.loads(json.dumps(story.as_json(record(retrain=retrain()), objects)))
+def test_for_scripts_everything_known_is_json(machine: State) -> None:
+    machine.objects().create("Workflow", "aegis-digits-1", {"metadata": {"name": "aegis-digits-1"}})
+    found = json.loads(json.dumps(story.as_json(record(retrain=retrain()), machine)))
     assert found["status"]["retrain"]["runId"] == "run-1"
     assert found["workflow"]["metadata"]["name"] == "aegis-digits-1"
-    assert json.loads(json.dumps(story.as_json(record(), objects)))["workflow"] is None
+    assert json.loads(json.dumps(story.as_json(record(), machine)))["workflow"] is None

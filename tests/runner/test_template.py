@@ -144,7 +144,7 @@ def test_a_field_that_the_runner_does_not_know_is_refused_by_name_and_all_of_the
 def test_what_only_a_cluster_honours_is_accepted() -> None:
     document = template(
         pod("a", "", synchronization={"mutexes": [{"name": "{{workflow.parameters.unknown}}"}]}),
-        podGC={}, ttlStrategy={}, securityContext={}, synchronization={},
+        podGC={}, podSpecPatch="", ttlStrategy={}, securityContext={}, synchronization={},
     )  # fmt: skip
     assert parse(document).entrypoint == "main"
 

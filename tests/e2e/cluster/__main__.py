@@ -106,7 +106,7 @@ class Run:
         images = [{"name": name, "newName": f"{where}/{name}", "newTag": self.options.tag} for name in IMAGES]
         tools = [
             {"name": name, "newName": f"{where}/aegis-e2e", "newTag": self.options.tag}
-            for name in ("mlflow", "aegis-e2e")
+            for name in ("ghcr.io/mlflow/mlflow", "aegis-e2e")
         ]
         volume = {"op": "replace", "path": "/spec/template/spec/volumes/0", "value": {"name": "data", "emptyDir": {}}}
         (self.folder / "kustomization.yaml").write_text(yaml.safe_dump({
@@ -126,8 +126,9 @@ class Run:
         told(f"installing the overlay {self.overlay} ...")
         kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "knative/base/crd"))
         kubectl("wait", "--for=condition=Established", "crd/managedmodels.aegis.dev", "--timeout=60s")
-        self._apply()
+        kubectl("apply", "--server-side", "-f", str(ROOT / "knative/base/namespaces.yaml"))
         self._secrets()
+        self._apply()
         for namespace, kind in (("aegis-e2e", "deployment"), ("aegis", "deployment")):
             for item in get(kind, namespace)["items"]:
                 kubectl("rollout", "status", "-n", namespace, f"{kind}/{item['metadata']['name']}", "--timeout=280s")
@@ -318,7 +319,7 @@ FIRED = datetime.now(UTC) - timedelta(minutes=2)
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--images", default=os.environ.get("IMAGES_AT", "localhost"), help="registry of the images")
-    arguments.add_argument("--tag", default="latest")
+    arguments.add_argument("--tag", default="e2e")
     arguments.add_argument("--overlay", action="append", help="default: plain, and quickstart where Knative is")
     arguments.add_argument("--model", default="digits")
     arguments.add_argument("--payload", type=Path, help="a webhook body to post instead of our own")
