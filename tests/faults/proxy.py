@@ -1,7 +1,8 @@
 """A small HTTP proxy that makes chosen calls go wrong: it refuses, delays, answers 500 after the work was done, or
 kills the calling process before or after the call. Every boundary at which it did so is named at the end of the run.
 
-HTTP/1.1 on loopback, one request a connection upstream; what comes through otherwise is what the caller sent.
+HTTP/1.1 on loopback, one request a connection upstream, that with TLS if need be; what comes through otherwise is what
+the caller sent.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +33,10 @@ LIMIT = 256 * 1024 * 1024
 class Kind(StrEnum):
     REFUSE = "refused"
     """The connection is reset; the server never hears of the call."""
+    ANSWER = "told instead"
+    """The caller gets the fault's `answer`; the server never hears of the call."""
     ERROR_AFTER = "500 after the work"
+    RESET_AFTER = "reset after the work"
     DELAY = "delayed"
     """The server gets the call at once; its answer is held back."""
     KILL_BEFORE = "caller killed before"
@@ -42,8 +48,9 @@ class Fault:
     """What happens to the `nth` call (from 1) whose method and path match; `times` calls from there on.
 
     The path is matched as the report shows it. `about` is a text that the call must hold, in its target or its body.
-    `pid` says whom a fault kills, by default the caller, and `whom` what the report calls that process. `fired` counts
-    the calls to which it happened.
+    `answer` is what `Kind.ANSWER` says, by default 503. `pid` says whom a fault kills, by default the caller, and
+    `whom` what the report calls that process. `fired` counts the calls to which it
+    happened.
     """
 
     kind: Kind
@@ -53,6 +60,7 @@ class Fault:
     times: int = 1
     about: str = ""
     delay_s: float = 0.0
+    answer: Message = field(default_factory=lambda: told(503, b"a fault\n"))
     pid: Callable[[], int] | None = None
     whom: str = "caller"
     seen: int = 0
@@ -96,6 +104,12 @@ class Message:
         return f"{self.start}\r\n{head}\r\n".encode("latin-1") + self.body
 
 
+def told(status: int, body: bytes, **headers: str) -> Message:
+    """An answer for `Kind.ANSWER`."""
+    named = {"Content-Type": "text/plain", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return Message(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", list(named.items()), body)
+
+
 @dataclass
 class FaultProxy:
     """`with FaultProxy("sink", port) as proxy:` listens on `proxy.port` and forwards to `upstream`.
@@ -111,6 +125,8 @@ class FaultProxy:
     faults: list[Fault] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     simplify: Callable[[str], str] = lambda path: path
+    tls: ssl.SSLContext | None = None
+    """How the server is trusted, if it speaks TLS."""
 
     def __enter__(self) -> FaultProxy:
         self._loop = asyncio.new_event_loop()
@@ -196,21 +212,21 @@ class FaultProxy:
             _happens(fault, call, writer)
             _reset(writer)
             return
-        answer = await self._forward(request)
+        answer = fault.answer if fault and kind is Kind.ANSWER else await self._forward(request)
         if fault:
             _happens(fault, call, writer)
         if fault and kind is Kind.DELAY:
             await asyncio.sleep(fault.delay_s)
         elif kind is Kind.ERROR_AFTER:
             answer = Message("HTTP/1.1 500 Internal Server Error", [("Content-Type", "text/plain")], b"a fault\n")
-        elif fault:
+        elif fault and kind is not Kind.ANSWER:
             _reset(writer)
             return
         writer.write(_head_only(answer) if method == "HEAD" else answer.encode())
         await writer.drain()
 
     async def _forward(self, request: Message) -> Message:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream, limit=1 << 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream, limit=1 << 20, ssl=self.tls)
         try:
             writer.write(request.encode())
             await writer.drain()
@@ -229,7 +245,8 @@ def _happens(fault: Fault, call: Call, writer: asyncio.StreamWriter) -> None:
         assert pid != os.getpid(), "a test calls through a proxy that kills its callers"
         os.kill(pid, signal.SIGKILL)
     fault.fired += 1
-    hit(call.server, f"{call.method} {call.path}", str(fault.kind).replace("caller", fault.whom))
+    what = str(fault.kind).replace("caller", fault.whom).replace("told", f"told {fault.answer.start.split(' ')[1]}")
+    hit(call.server, f"{call.method} {call.path}", what)
 
 
 def _caller(writer: asyncio.StreamWriter) -> int:

@@ -108,6 +108,7 @@ class Run:
             {"name": name, "newName": f"{where}/aegis-e2e", "newTag": self.options.tag}
             for name in ("ghcr.io/mlflow/mlflow", "aegis-e2e")
         ]
+        executor = {"op": "replace", "path": "/data/executor", "value": self.options.executor}
         volume = {"op": "replace", "path": "/spec/template/spec/volumes/0", "value": {"name": "data", "emptyDir": {}}}
         (self.folder / "kustomization.yaml").write_text(yaml.safe_dump({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -121,6 +122,7 @@ class Run:
                  "patch": yaml.safe_dump({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
                                           "metadata": {"name": "mlflow", "namespace": "aegis"}, "$patch": "delete"})},
                 {"target": {"kind": "Deployment", "name": "mlflow"}, "patch": json.dumps([volume])},
+                {"target": {"kind": "ConfigMap", "name": "aegis-images"}, "patch": json.dumps([executor])},
             ],
         }))  # fmt: skip
         told(f"installing the overlay {self.overlay} ...")
@@ -320,6 +322,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--images", default=os.environ.get("IMAGES_AT", "localhost"), help="registry of the images")
     arguments.add_argument("--tag", default="e2e")
+    arguments.add_argument("--executor", default="quay.io/argoproj/argoexec", help="Argo's executor image, without tag")
     arguments.add_argument("--overlay", action="append", help="default: plain, and quickstart where Knative is")
     arguments.add_argument("--model", default="digits")
     arguments.add_argument("--payload", type=Path, help="a webhook body to post instead of our own")
