@@ -210,6 +210,8 @@ class KubernetesLedger:
             raise Conflict(str(exc)) from exc
         except Permanent as exc:
             raise Temporary(f"the CustomResourceDefinition does not match this version: {exc}") from exc
+        if status == Status():
+            return record  # nothing to see yet: what is decided about it is written next, or its event comes again
         return self.write(record, status, pending=True)  # a status sent with a new object is dropped
 
     def write(self, record: Record, status: Status, *, pending: bool) -> Record:

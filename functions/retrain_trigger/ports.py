@@ -28,7 +28,8 @@ class Ledger(Protocol):
         """Return the record, or None. Raises Permanent for an invalid spec, Temporary for a newer format."""
 
     def create(self, environment: str, model: str, status: Status, now: datetime) -> Record:
-        """Create a record without a policy of its own. Raises Conflict if somebody was quicker."""
+        """Create a record without a policy of its own; pending if `status` says anything. Raises Conflict if somebody
+        was quicker."""
 
     def write(self, record: Record, status: Status, *, pending: bool) -> Record:
         """Replace the status by compare-and-set. Raises Conflict."""

@@ -216,8 +216,8 @@ class PortsContract:
         ports.ledger.write(written, Status(), pending=False)
         assert list(ports.ledger.pending()) == []
 
-    def test_a_new_record_is_pending_so_that_a_crash_before_its_first_write_is_seen(self, ports: Ports) -> None:
-        ports.ledger.create("default", "churn", Status(), NOW)
+    def test_a_new_record_that_says_something_is_pending_so_that_a_crash_after_it_is_seen(self, ports: Ports) -> None:
+        ports.ledger.create("default", "churn", Status(attempts=1), NOW)
         assert list(ports.ledger.pending()) == ["churn.default"]
 
     def test_one_of_eight_creators_wins(self, ports: Ports, race: Any) -> None:
