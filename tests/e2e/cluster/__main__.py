@@ -42,6 +42,28 @@ IMAGES = ("aegis-receiver", "aegis-trigger", "aegis-train-model", "aegis-sign-mo
 STEPS = {"train", "gate", "sign", "promote"}
 
 
+KNATIVE = "../../../knative/components/knative"
+_SERVICE = {"apiVersion": "v1", "kind": "Service", "name": "retrain-trigger"}
+_BROKER = "http://broker-ingress.knative-eventing.svc.cluster.local/aegis/default"
+
+
+def _replaced(**values: Any) -> str:
+    return json.dumps([{"op": "replace", "path": path, "value": value} for path, value in values.items()])
+
+
+EVENTING = [
+    {"target": {"kind": "Trigger"},
+     "patch": _replaced(**{"/spec/subscriber/ref": _SERVICE, "/spec/delivery/deadLetterSink/ref": _SERVICE})},
+    {"target": {"kind": "Broker"}, "patch": _replaced(**{"/spec/delivery/deadLetterSink/ref": _SERVICE})},
+    {"target": {"kind": "Deployment", "name": "alert-receiver"},
+     "patch": json.dumps([
+         {"op": "test", "path": "/spec/template/spec/containers/0/env/3/name", "value": "K_SINK"},
+         {"op": "replace", "path": "/spec/template/spec/containers/0/env/3/value", "value": _BROKER}])},
+    {"target": {"kind": "ConfigMap", "name": "aegis-steps"}, "patch": _replaced(**{"/data/AEGIS_SINK": _BROKER})},
+]  # fmt: skip
+"""`plain` with a Broker and the shipped Triggers in between: for a cluster with Knative Eventing but no Serving."""
+
+
 def told(text: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
 
@@ -110,10 +132,16 @@ class Run:
         ]
         executor = {"op": "replace", "path": "/data/executor", "value": self.options.executor}
         volume = {"op": "replace", "path": "/spec/template/spec/volumes/0", "value": {"name": "data", "emptyDir": {}}}
+        overlay, resources, patches = self.overlay, ["servers.yaml"], []
+        if overlay == "eventing":
+            overlay = "plain"
+            resources += ["eventing.yaml", *(f"{KNATIVE}/{name}.yaml" for name in ("broker", "triggers", "network"))]
+            patches = EVENTING
+            shutil.copy(HERE / "eventing.yaml", self.folder)
         (self.folder / "kustomization.yaml").write_text(yaml.safe_dump({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [f"../../../knative/overlays/{self.overlay}", "servers.yaml"],
+            "resources": [f"../../../knative/overlays/{overlay}", *resources],
             "configurations": ["../../../knative/components/images/places.yaml"],
             "images": [*images, *tools],
             "patches": [
@@ -123,6 +151,7 @@ class Run:
                                           "metadata": {"name": "mlflow", "namespace": "aegis"}, "$patch": "delete"})},
                 {"target": {"kind": "Deployment", "name": "mlflow"}, "patch": json.dumps([volume])},
                 {"target": {"kind": "ConfigMap", "name": "aegis-images"}, "patch": json.dumps([executor])},
+                *patches,
             ],
         }))  # fmt: skip
         told(f"installing the overlay {self.overlay} ...")
@@ -134,6 +163,8 @@ class Run:
         for namespace, kind in (("aegis-e2e", "deployment"), ("aegis", "deployment")):
             for item in get(kind, namespace)["items"]:
                 kubectl("rollout", "status", "-n", namespace, f"{kind}/{item['metadata']['name']}", "--timeout=280s")
+        if self.overlay != "plain":
+            kubectl("wait", "-n", "aegis", "--for=condition=Ready", "broker,trigger", "--all", "--timeout=280s")
         told("receiver, trigger, MLflow and a bucket run")
 
     def _apply(self) -> None:
@@ -325,7 +356,11 @@ def main() -> int:
     arguments.add_argument("--images", default=os.environ.get("IMAGES_AT", "localhost"), help="registry of the images")
     arguments.add_argument("--tag", default="e2e")
     arguments.add_argument("--executor", default="quay.io/argoproj/argoexec", help="Argo's executor image, without tag")
-    arguments.add_argument("--overlay", action="append", help="default: plain, and quickstart where Knative is")
+    arguments.add_argument(
+        "--overlay",
+        action="append",
+        help="default: plain; and quickstart where Knative is, or eventing where only Knative Eventing is",
+    )
     arguments.add_argument("--model", default="digits")
     arguments.add_argument("--payload", type=Path, help="a webhook body to post instead of our own")
     arguments.add_argument("--dataset", type=Path, help="a folder to train on, put below datasets/<model>/")
@@ -336,8 +371,9 @@ def main() -> int:
     kinds = kubectl("api-resources", "-o", "name")
     if not re.search(r"^workflows\.argoproj\.io$", kinds, re.MULTILINE):
         raise SystemExit("this cluster has no Argo Workflows: see docs/install.md")
-    knative = "services.serving.knative.dev" in kinds and "brokers.eventing.knative.dev" in kinds
-    overlays = options.overlay or (["plain", "quickstart"] if knative else ["plain"])
+    eventing, serving = "brokers.eventing.knative.dev" in kinds, "services.serving.knative.dev" in kinds
+    knative = ["quickstart"] if eventing and serving else ["eventing"] if eventing else []
+    overlays = options.overlay or ["plain", *knative]
     for overlay in overlays:
         run = Run(overlay, options)
         try:
@@ -346,7 +382,7 @@ def main() -> int:
         finally:
             if not options.keep:
                 run.remove()
-    told(f"done: {', '.join(overlays)}" + ("" if knative else " (no Knative here, so not quickstart)"))
+    told(f"done: {', '.join(overlays)}" + ("" if knative else " (there is no Knative here)"))
     return 0
 
 
