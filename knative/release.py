@@ -46,13 +46,15 @@ def build(kubectl: str, overlay: str, pinned: Mapping[str, tuple[str, str]], fol
         for name in sorted(named)
         if (short := name.rpartition("/")[2]) in pinned
     ]
-    shutil.copy(HERE / "components" / "images" / "places.yaml", folder)
+    for name in ("places.yaml", "signer.yaml"):
+        shutil.copy(HERE / "components" / "images" / name, folder)
     document = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(HERE / "overlays" / overlay, folder)],
         "configurations": ["places.yaml"],
         "images": replaced,
+        "replacements": [{"path": "signer.yaml"}],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(document))
     return kustomize(kubectl, folder)
@@ -76,7 +78,7 @@ def _images(value: Any) -> Iterator[str]:
             yield from _images(item)
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name in ("image", "signer") and isinstance(item, str):  # signer: the ConfigMap aegis-images
+            if name == "image" and isinstance(item, str):
                 yield item
             else:
                 yield from _images(item)

@@ -35,6 +35,13 @@ def key(document: Json) -> tuple[str, str, str]:
     return f"{document['kind']}.{group}".rstrip("."), metadata.get("namespace", ""), metadata["name"]
 
 
+def admitted(documents: tuple[Json, ...]) -> dict[str, str]:
+    """The images that the policy aegis-signer lets run beside the signing key, by the variable's name."""
+    policy = of(documents, "ValidatingAdmissionPolicy")["aegis-signer"]
+    variables = {variable["name"]: variable["expression"].strip("'") for variable in policy["spec"]["variables"]}
+    return {name: variables[name] for name in ("image", "executor")}
+
+
 def of(documents: tuple[Json, ...], kind: str, group: str | None = None) -> dict[str, Json]:
     """The objects of one kind by name; `group` tells Knative's Service from Kubernetes' own ("")."""
     return {

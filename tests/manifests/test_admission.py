@@ -266,10 +266,15 @@ def test_the_signer_s_own_program_is_admitted_however_argo_starts_it(
 def test_a_signer_s_pod_is_not_changed_or_debugged_but_may_be_labelled_after_an_upgrade(
     installed: Api, signing: Json
 ) -> None:
-    images = "/api/v1/namespaces/aegis-workflows/configmaps/aegis-images"
+    policy = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/aegis-signer"
+
+    def admit(image: str) -> None:
+        change = [{"op": "replace", "path": "/spec/variables/0/expression", "value": f"'{image}'"}]
+        assert installed("PATCH", policy, change, kind="application/json-patch+json")[0] == 200
+
     strategic = "application/strategic-merge-patch+json"
     path = f"{PODS}/{signing['metadata']['name']}"
-    before = installed("GET", images)[1]["data"]
+    before = installed("GET", policy)[1]["spec"]["variables"][0]["expression"].strip("'")
     assert installed("POST", PODS, signing)[0] == 201
     try:
         image = {"spec": {"containers": [{"name": "main", "image": "busybox"}]}}
@@ -281,12 +286,12 @@ def test_a_signer_s_pod_is_not_changed_or_debugged_but_may_be_labelled_after_an_
         status, answer = installed("PATCH", f"{path}/ephemeralcontainers?dryRun=All", spec, kind=strategic)
         assert status == 422, answer
         assert "not debugged from within" in answer["message"]
-        installed("PATCH", images, {"data": {"signer": "aegis-sign-model:0.2.0"}}, kind=MERGE)
+        admit("aegis-sign-model:0.2.0")
         until(lambda: installed("POST", f"{PODS}?dryRun=All", signing)[0] == 422, "the new image counts")
         label = {"metadata": {"labels": {"workflows.argoproj.io/completed": "true"}}}
         assert installed("PATCH", path, label, kind=MERGE)[0] == 200
     finally:
-        installed("PATCH", images, {"data": before}, kind=MERGE)
+        admit(before)
         installed("DELETE", f"{path}?gracePeriodSeconds=0")
         until(lambda: installed("POST", f"{PODS}?dryRun=All", signing)[0] == 201, "the image before counts again")
 

@@ -18,6 +18,7 @@ from tests.manifests.overlays import (
     OVERLAYS,
     ROOT,
     Json,
+    admitted,
     built,
     key,
     of,
@@ -200,7 +201,7 @@ def test_images_are_ours_with_a_tag_and_the_signer_s_is_what_the_policy_admits(o
         if t.get("serviceAccountName") == "aegis-signer"
         for c in containers(t)
     }
-    assert signers == {of(overlay, "ConfigMap")["aegis-images"]["data"]["signer"]}
+    assert signers == {admitted(overlay)["image"]}
 
 
 def test_mlflow_is_the_version_that_the_steps_speak_to(kubectl: str) -> None:
