@@ -111,7 +111,8 @@ class Trigger:
         self._round = 0
         self._looked: dict[str, int] = {}
         self._asking: deque[_Ask] = deque()
-        self._reserving = threading.Lock()
+        # Re-entrant: a port that calls back, as a simulated world does, must not wait for itself.
+        self._reserving = threading.RLock()
 
     def event(self, event: DriftEvent) -> Answer:
         """Decide about one drift event. Raises Temporary when it must be delivered again."""
