@@ -25,7 +25,7 @@ from typing import Any
 from aegis import package, pointer, signature
 from aegis.errors import OK, Permanent
 from aegis.storage import open_store
-from retrain_trigger.model import Record, object_name
+from retrain_trigger.model import ROWS, Record, object_name
 
 from . import alerts, config, story
 from .adoption import adopted
@@ -192,7 +192,7 @@ class Demo:
 
     def _story(self, model: str) -> None:
         row = self.record(model).status.history[-1]
-        self.say(f"decision: {story.EXPLAINED.get(row.kind, row.kind)}: {row.reason} ({row.message})")
+        self.say(f"decision: {ROWS.get(row.kind, row.kind)}: {row.reason} ({row.message})")
 
     def _follow(self, models: list[str]) -> None:
         told: set[tuple[str, str, str]] = set()

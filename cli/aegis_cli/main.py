@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aegis.errors import OK, USAGE, VERIFICATION_FAILED, NotFound, Permanent, Temporary
 from aegis.events import NAME, SEVERITIES, parse_time, rfc3339
 from retrain_trigger.kubernetes import NotInstalled, Refused
-from retrain_trigger.model import Record, Retrain, Row, object_name
+from retrain_trigger.model import ROWS, Record, Retrain, Row, object_name
 
 from . import alerts, config, story
 from .cluster import Cluster, Place
@@ -250,7 +250,7 @@ def _tell(state: State, told: dict[str, datetime], *, quiet: bool = False) -> No
         rows = record.status.history
         for row in rows:
             if not quiet and row.last > told.get(record.name, row.first - timedelta(1)):
-                what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}  {row.message}"
+                what = f"{ROWS.get(row.kind, row.kind)}: {row.reason}  {row.message}"
                 print(f"{row.last:%H:%M:%S}  {record.environment}/{record.model}  {shown(what)}", flush=True)
         if rows:
             told[record.name] = max(row.last for row in rows)
@@ -352,7 +352,7 @@ def _print_row(place: Place, record: Record, row: Row | None, parsed: argparse.N
     if parsed.json:
         print(json.dumps(story.as_json(record, place)))
     elif row is not None:
-        what = f"{story.EXPLAINED.get(row.kind, row.kind)}: {row.reason}" + (f" ({row.message})" if row.message else "")
+        what = f"{ROWS.get(row.kind, row.kind)}: {row.reason}" + (f" ({row.message})" if row.message else "")
         print(f"{record.environment}/{record.model}: {shown(what)}")
 
 

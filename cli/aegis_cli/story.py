@@ -7,17 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from aegis.events import rfc3339
-from retrain_trigger.model import Record, Retrain, Row, to_doc
+from retrain_trigger.model import ROWS, Record, Retrain, Row, to_doc
 
 from .cluster import Place
-
-EXPLAINED = {
-    "Submitted": "retrain submitted",
-    "Hold": "held",
-    "Finished": "retrain ended",
-    "Rejected": "alert refused",
-    "Request": "request",
-}
 
 
 def shown(text: object) -> str:
@@ -104,7 +96,7 @@ def why(record: Record, place: Place) -> str:
 
 def _row(row: Row) -> list[str]:
     times = f" ({row.count} times, last {_time(row.last)})" if row.count > 1 else ""
-    head = f"{_time(row.first)}  {EXPLAINED.get(row.kind, row.kind)}: {row.reason}{times}"
+    head = f"{_time(row.first)}  {ROWS.get(row.kind, row.kind)}: {row.reason}{times}"
     return [head, *([f"{'':21}{row.message}"] if row.message else [])]
 
 

@@ -17,7 +17,7 @@ from aegis.errors import AlreadyExists, Permanent, Temporary
 from aegis.events import rfc3339
 
 from .kubernetes import Client
-from .model import API_VERSION, Condition, Record, Row, Status
+from .model import API_VERSION, ROWS, Condition, Record, Row, Status
 
 log = logging.getLogger("aegis.trigger")
 
@@ -56,8 +56,8 @@ def _differs(old: Condition, new: Condition) -> bool:
 def _of_row(row: Row) -> News:
     warning = row.kind == "Rejected" or (row.kind == "Finished" and row.reason in _BAD)
     reason = f"Retrain{row.reason}" if row.kind == "Finished" else row.reason
-    said = {"Submitted": "retrain submitted", "Hold": "held", "Finished": "retrain ended", "Rejected": "alert refused"}
-    message = f"{said.get(row.kind, row.kind.lower())}: {row.message}" if row.message else said.get(row.kind, row.kind)
+    said = ROWS.get(row.kind, row.kind)
+    message = f"{said}: {row.message}" if row.message else said
     return News(reason, message, warning, rfc3339(row.first), row.workflow)
 
 

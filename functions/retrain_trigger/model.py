@@ -145,6 +145,16 @@ class Condition:
         return self.status == "True"
 
 
+ROWS = {
+    "Submitted": "retrain submitted",
+    "Hold": "held",
+    "Finished": "retrain ended",
+    "Rejected": "alert refused",
+    "Request": "request",
+}
+"""Each kind of row in a person's words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the story. Repeats of the same hold are one row with a count."""

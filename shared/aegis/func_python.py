@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from aegis.errors import Permanent
-from aegis.http import DRAIN_LIMIT, Function, HttpError, Request, Response
+from aegis.http import DRAIN_LIMIT, Function, HttpError, Request, Response, from_asgi
 
 log = logging.getLogger("aegis.func_python")
 
@@ -41,11 +41,7 @@ class Hosted:
         """Answer one request. After an unexpected failure nothing is sent, which the host makes an empty 500."""
         try:
             body = _Body(receive)
-            peer = scope.get("client")
-            request = Request(
-                scope["method"], scope["path"], _headers(scope), body.chunks(), str(peer[0]) if peer else ""
-            )
-            response = await self._function.handle(request)
+            response = await self._function.handle(from_asgi(scope, body.chunks()))
             await body.drain()
             await send({"type": "http.response.start", "status": response.status, "headers": _encoded(response)})
             await send({"type": "http.response.body", "body": response.body})
@@ -103,14 +99,6 @@ class _Body:
 async def _nothing() -> AsyncIterator[bytes]:
     return
     yield
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
 
 
 def _encoded(response: Response) -> list[tuple[bytes, bytes]]:

@@ -288,6 +288,19 @@ def _basic(text: str) -> bytes:
         return b""
 
 
+# --- hosts ------------------------------------------------------------------------------------------------------
+
+
+def from_asgi(scope: Mapping[str, Any], chunks: AsyncIterator[bytes]) -> Request:
+    """A request as an ASGI host gives it."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    peer = scope.get("client")
+    return Request(scope["method"], scope["path"], headers, chunks, str(peer[0]) if peer else "")
+
+
 # --- functions-framework -----------------------------------------------------------------------------------------
 
 
@@ -311,12 +324,7 @@ def functions_framework_entry(function: Callable[[], Function]) -> Callable[[Any
 
 
 def _from_starlette(request: Any) -> Request:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in request.scope["headers"]:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    peer = request.scope.get("client")
-    return Request(request.method, request.scope["path"], headers, _body(request), peer[0] if peer else "")
+    return from_asgi(request.scope, _body(request))
 
 
 async def _body(request: Any) -> AsyncIterator[bytes]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,13 +13,13 @@ import pytest
 import yaml
 
 from aegis_cli import main
+from tests import mlflow_server as mlflow
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as running
 from tests.conftest import needs
 from tests.manifests.conftest import CRDS
 from tests.manifests.overlays import KNATIVE
-from tests.storage.servers import wait_for
-from tests.support import free_port, until
+from tests.support import until
 
 READY = {"replicas": 1, "readyReplicas": 1, "availableReplicas": 1}
 
@@ -150,24 +147,8 @@ def as_account(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> Callabl
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a real MLflow server, which by default answers to the names of its own machine only."""
-    home = tmp_path_factory.mktemp("mlflow")
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
-    command += ["--artifacts-destination", str(home / "artifacts")]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home, start_new_session=True)
-    try:
-        wait_for(f"{uri}/health", process, seconds=120)
+    with mlflow.mlflow_server(tmp_path_factory.mktemp("mlflow-server")) as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, 15)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait(10)
 
 
 Changed = Callable[[str, Any], AbstractContextManager[None]]

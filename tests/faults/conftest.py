@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from tests.faults.nursery import Nursery, nursery
-from tests.faults.stage import BUCKET, mlflow_server, put_data
+from tests.faults.stage import BUCKET, put_data
+from tests.mlflow_server import mlflow_server
 from tests.storage.servers import s3
 
 
@@ -22,8 +23,8 @@ def nurseries() -> Iterator[tuple[Nursery, Nursery]]:
 @pytest.fixture(scope="package")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real MLflow server with its artifact proxy."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as port:
-        yield port
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield int(uri.rpartition(":")[2])
 
 
 @pytest.fixture(scope="package")

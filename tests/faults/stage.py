@@ -13,10 +13,8 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
@@ -35,7 +33,6 @@ from sign_model.sign import sign, sources_of
 from sign_model.verify import verify_directory
 from tests.faults.nursery import Nursery
 from tests.faults.proxy import Call, FaultProxy
-from tests.storage.servers import clean, free_port, wait_for
 from tests.trigger import world as trigger_world
 from tests.trigger.host import trigger_host
 
@@ -67,28 +64,6 @@ def simplify(path: str) -> str:
     for pattern, short in _SHORT:
         path = pattern.sub(short, path)
     return path
-
-
-@contextmanager
-def mlflow_server(home: Path) -> Iterator[int]:
-    """The port of an MLflow server that is ended by its process id."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
-    command += ["--artifacts-destination", str(home / "artifacts")]
-    env = clean({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, seconds=120)
-        yield port
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
 
 
 def mlflow_client(port: int) -> Any:

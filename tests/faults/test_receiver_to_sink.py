@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.proxy import Fault, FaultProxy, Kind
-from tests.trigger.host import Host, receiver_host, trigger_host, until
+from tests.support import until
+from tests.trigger.host import Host, receiver_host, trigger_host
 from tests.trigger.world import World
 
 MODELS = 3

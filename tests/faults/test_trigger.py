@@ -19,7 +19,8 @@ from aegis.storage import Store, open_store
 from sign_model import keys
 from tests.faults.proxy import Fault, FaultProxy, Kind
 from tests.faults.stage import BUCKET, simplify
-from tests.trigger.host import Host, trigger_host, until
+from tests.support import until
+from tests.trigger.host import Host, trigger_host
 from tests.trigger.world import World, drift
 
 MODELS = f"s3://{BUCKET}/awaited"

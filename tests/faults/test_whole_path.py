@@ -30,7 +30,8 @@ from tests.faults.nursery import ROOT
 from tests.faults.proxy import Fault, FaultProxy, Kind
 from tests.faults.stage import BUCKET, DATA, IMPATIENT, LIGHT, mlflow_client, simplify
 from tests.storage.servers import clean
-from tests.trigger.host import Host, receiver_host, trigger_host, until
+from tests.support import until
+from tests.trigger.host import Host, receiver_host, trigger_host
 from tests.trigger.world import World, new_uid
 
 MODELS = f"s3://{BUCKET}/whole"

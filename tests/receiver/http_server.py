@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,11 +85,3 @@ def http_server(port: int = 0) -> Iterator[HttpServer]:
         listener.shutdown()
         listener.server_close()
         thread.join()
-
-
-def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    """Wait for a condition, or fail."""
-    end = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        time.sleep(0.01)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,20 +21,15 @@ from typing import Any
 import pytest
 
 from aegis import events
-from tests.receiver.http_server import Got, HttpServer, http_server, until
+from tests.receiver.http_server import Got, HttpServer, http_server
 from tests.receiver.world import JSON, alert, labels, payload
+from tests.support import free_port, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).with_name("example.json").read_bytes()
 UVICORN = ["-m", "uvicorn", "functions_framework.aio:app", "--lifespan", "on", "--no-access-log"]
 
 ADDRESS = r"http://127\.0\.0\.1:(\d+)"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -90,10 +84,10 @@ def receiver(
     running = Running(process, log, port)
     try:
         if not port:
-            until(lambda: re.search(ADDRESS, log.read_text()), 30)
+            until(lambda: re.search(ADDRESS, log.read_text()), "its address in the log", within_s=30)
             (found,) = re.findall(ADDRESS, log.read_text())
             running.port = int(found)
-        until(running.ready, 30)
+        until(running.ready, "readiness", within_s=30)
         yield running
     finally:
         process.send_signal(signal.SIGTERM)

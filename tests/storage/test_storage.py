@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aegis.errors import AlreadyExists, Conflict, NotFound, Permanent, Temporary
 from aegis.storage import FileStore, Location, Store, open_store
 from tests.storage import servers
+from tests.support import free_port
 
 BUCKET = "aegis-test"
 Opener = Callable[[str], Store]
@@ -158,7 +159,7 @@ def test_a_bucket_that_does_not_answer_is_a_temporary_fault_without_a_secret(
     monkeypatch.setattr("aegis.storage.CONNECT", 0.2)
     monkeypatch.setattr("aegis.storage.READ", 0.2)
     monkeypatch.setattr("aegis.storage.ATTEMPTS", 1)
-    dead = f"http://127.0.0.1:{servers.free_port()}"
+    dead = f"http://127.0.0.1:{free_port()}"
     keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cr3t-value"}
     for uri, env in (
         ("gs://b/x", {"STORAGE_EMULATOR_HOST": dead}),

@@ -17,6 +17,7 @@ import pytest
 from retrain_trigger import workflow
 from retrain_trigger.model import Policy, Record, Retrain, Status
 from tests.storage import servers
+from tests.support import free_port
 from tests.train_model import datasets
 from tests.train_model.datasets import Digits
 from tests.train_model.world import SOURCES, World
@@ -346,7 +347,7 @@ def test_mlflow_down_is_a_temporary_failure(world: World) -> None:
     prepare(world, OLD)
     assert world.run("fetch").code == 0
     world.env |= {
-        "MLFLOW_TRACKING_URI": f"http://aegis:hunter2@127.0.0.1:{servers.free_port()}",
+        "MLFLOW_TRACKING_URI": f"http://aegis:hunter2@127.0.0.1:{free_port()}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     }
     done = world.run("train")

@@ -21,7 +21,8 @@ import pytest
 from aegis import events
 from aegis.events import DriftEvent
 from retrain_trigger.model import Record
-from tests.trigger.host import Host, trigger_host, until
+from tests.support import until
+from tests.trigger.host import Host, trigger_host
 from tests.trigger.world import World, drift, wake_up
 
 PROCESSES = 8
