@@ -38,7 +38,7 @@ coverage: $(VENV)/.dev
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
 
 bench: $(VENV)/.dev
-	@for each in receiver trigger train_step kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+	@for each in receiver trigger train_step signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
 
 # The product on the cluster that KUBECONFIG names (docs/install.md says how to bring the images there). Not part of `test`.
 e2e: $(VENV)/.dev

@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -221,6 +222,20 @@ def post(path: str, body: bytes, headers: Mapping[str, str] | None = None) -> by
     named = {"content-type": "application/json", **(headers or {}), "content-length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     return f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{head}\r\n".encode() + body
+
+
+def run(command: list[str], env: Mapping[str, str], cwd: Path) -> tuple[float, float, str]:
+    """Wall seconds, peak MiB of the largest process, and what a program of Python printed."""
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen([sys.executable, *command], env=dict(env), cwd=cwd, stdout=out)
+        _, status, used = os.wait4(process.pid, 0)
+        took = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        said = out.read().decode()
+    assert process.returncode == 0, said
+    return took, used.ru_maxrss / 1024, said
 
 
 def median(runs: Sequence[Mapping[str, Any]], *path: str) -> float:

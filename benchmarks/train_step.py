@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._load import ROOT, free_port, get, median, report
+from benchmarks._load import ROOT, free_port, get, median, report, run
 from sklearn.datasets import load_digits
 
 SIZES = (1_000, 30_000)
@@ -68,20 +68,6 @@ def digits(rows: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     chosen = np.resize(rng.permutation(len(labels)), rows)
     return (images[chosen] + rng.normal(0, 1, (rows, images.shape[1]))).astype(np.float32), labels[chosen]
-
-
-def run(command: list[str], env: Mapping[str, str], cwd: Path) -> tuple[float, float, str]:
-    """Wall seconds, peak MiB of the largest process, and what a command printed."""
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen([sys.executable, *command], env=dict(env), cwd=cwd, stdout=out)
-        _, status, used = os.wait4(process.pid, 0)
-        took = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        said = out.read().decode()
-    assert process.returncode == 0, said
-    return took, used.ru_maxrss / 1024, said
 
 
 def measure(home: Path, rows: int, tracking: str, number: int) -> dict[str, Any]:
