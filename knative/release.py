@@ -46,7 +46,7 @@ def build(kubectl: str, overlay: str, pinned: Mapping[str, tuple[str, str]], fol
         for name in sorted(named)
         if (short := name.rpartition("/")[2]) in pinned
     ]
-    for name in ("places.yaml", "signer.yaml"):
+    for name in ("places.yaml", "replacements.yaml"):
         shutil.copy(HERE / "components" / "images" / name, folder)
     document = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -54,7 +54,7 @@ def build(kubectl: str, overlay: str, pinned: Mapping[str, tuple[str, str]], fol
         "resources": [os.path.relpath(HERE / "overlays" / overlay, folder)],
         "configurations": ["places.yaml"],
         "images": replaced,
-        "replacements": [{"path": "signer.yaml"}],
+        "replacements": [{"path": "replacements.yaml"}],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(document))
     return kustomize(kubectl, folder)

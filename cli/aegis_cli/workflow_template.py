@@ -53,7 +53,7 @@ SHAPES: Mapping[str, Shape] = {
         "name:text inputs:inputs outputs:outputs steps:[[step]] suspend:suspend container:container"
         " initContainers:[initContainer] volumes:[volume] retryStrategy:retryStrategy"
         " activeDeadlineSeconds:number",
-        "serviceAccountName synchronization",
+        "metadata serviceAccountName synchronization",
         "name",
     ),
     "suspend": _shape(""),
@@ -79,9 +79,13 @@ SHAPES: Mapping[str, Shape] = {
     "envFrom": _shape("secretRef:ref", required="secretRef"),
     "ref": _shape("name:text optional:flag", required="name"),
     "mount": _shape("name:text mountPath:text", "readOnly", "name mountPath"),
-    "volume": _shape("name:text emptyDir:emptyDir secret:secretVolume configMap:configMapVolume", required="name"),
+    "volume": _shape(
+        "name:text emptyDir:emptyDir secret:secretVolume configMap:configMapVolume projected:projectedVolume",
+        required="name",
+    ),
     "emptyDir": _shape("", "sizeLimit"),
     "secretVolume": _shape("secretName:text optional:flag", "defaultMode", "secretName"),
+    "projectedVolume": _shape("", "sources"),  # a token of the cluster's: here the folder stays empty
     "configMapVolume": _shape("name:text optional:flag", required="name"),
     "retryStrategy": _shape("limit:number expression:text backoff:backoff", required="limit expression"),
     "backoff": _shape("duration:duration factor:number cap:duration", required="duration"),
@@ -252,7 +256,7 @@ def _check_container(template: Template, path: str, faults: dict[str, str]) -> N
     volumes = {volume["name"] for volume in items(template, "volumes")}
     for i, volume in enumerate(items(template, "volumes")):
         if len(volume) != 2:
-            faults[f"{path}.volumes[{i}]"] = "must have one of emptyDir, secret, configMap"
+            faults[f"{path}.volumes[{i}]"] = "must have one of emptyDir, secret, configMap, projected"
     containers = [(f"{path}.container", template["container"])]
     for i, container in enumerate(items(template, "initContainers")):
         containers.append((f"{path}.initContainers[{i}]", container))

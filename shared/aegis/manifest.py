@@ -8,14 +8,19 @@ follows from the files' paths and sizes alone, so a reader checks it byte by byt
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
 import unicodedata
 import zipfile
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,8 @@ MAX_FILE_SIZE = 8**11 - 1
 """8 GiB less a byte: the largest size in a tar header's octal field. Larger weights come in shards."""
 MAX_DEPTH = 32
 _CHUNK = 1 << 20
+_BEHIND = 8
+"""Blocks that wait to be hashed: 8 MiB at most."""
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _RECORD = 10_240  # what tar pads an archive to
@@ -37,6 +44,11 @@ PICKLES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".pt
 """Suffixes whose usual loaders run code that the file carries. `.bin` is not among them: XGBoost, GGUF and
 ONNX use it for plain data, so such a file is judged by its content, as every file is."""
 _PICKLE_MAGIC = re.compile(rb"\x80[\x02-\x05][\x28-\x97]")  # PROTO 2-5 and an opcode after it
+_BROKEN_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError),
+    *(EOFError, OSError, ValueError, MemoryError),
+)
+"""What comes of a damaged zip: zipfile lets the errors of its decoders through."""
 _NPY_OBJECTS = re.compile(rb"\x93NUMPY[\s\S]{4,6}\{[^}]*'descr': [^}]*\|O")  # numpy pickles arrays of objects
 
 
@@ -74,24 +86,32 @@ def walk(directory: Path, *, allow_pickle: bool = True) -> list[File]:
 
 def pack(directory: Path, target: BinaryIO, *, allow_pickle: bool = False) -> Packed:
     """Write the directory as a tar, hashing archive and files in the same single read."""
-    digest, size = hashlib.sha256(), 0
+    size = 0
+    with _beside() as (update, hexdigest):
 
-    def write(block: bytes) -> None:
-        nonlocal size
-        digest.update(block)
-        size += len(block)
-        target.write(block)
+        def write(block: bytes) -> None:
+            nonlocal size
+            update(block)
+            size += len(block)
+            target.write(block)
 
-    files = tuple(_read(directory, write, allow_pickle))
-    write(_end(size))
-    return Packed(files, digest.hexdigest(), size)
+        files = tuple(_read(directory, write, allow_pickle))
+        write(_end(size))
+        return Packed(files, hexdigest(), size)
 
 
-def unpack(tar: BinaryIO, files: Sequence[tuple[str, str]], tar_sha256: str, target: Path | None) -> None:
+def unpack(
+    tar: BinaryIO,
+    files: Sequence[tuple[str, str]],
+    tar_sha256: str,
+    target: Path | None,
+    judge: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Check a tar against its signed (path, sha256) list and digest; only then write it to `target`.
 
     The files appear at `target` (absent or empty before) by one rename, so a refusal leaves nothing behind;
-    without a target it is only checked. `Permanent` (76) otherwise.
+    without a target it is only checked. `Permanent` (76) otherwise. `judge` sees the checked files where they were
+    unpacked, before the rename, and refuses them by what it raises.
     """
     if faults := list_faults([path for path, _ in files]):
         raise Permanent("the signed list of files is unsafe", faults, exit_code=VERIFICATION_FAILED)
@@ -103,6 +123,7 @@ def unpack(tar: BinaryIO, files: Sequence[tuple[str, str]], tar_sha256: str, tar
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         _check(tar, files, tar_sha256, scratch)
+        judge(scratch)
         scratch.chmod(0o755)
         scratch.rename(target)
     except OSError as error:
@@ -110,6 +131,13 @@ def unpack(tar: BinaryIO, files: Sequence[tuple[str, str]], tar_sha256: str, tar
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return None
+
+
+def pickles(directory: Path) -> dict[str, str]:
+    """The files of a model directory that may run code when they are loaded, and what gives each away."""
+    with _opened(os.fspath(directory), os.O_DIRECTORY, None) as root:
+        found = sorted(_list(root, "", {}), key=lambda item: _order(item.path))
+        return {item.path: fault for item in found if (fault := _code_fault(root, item))}
 
 
 def list_faults(paths: Sequence[str]) -> dict[str, str]:
@@ -275,7 +303,7 @@ def _code_fault(root: int, item: _Found) -> str | None:
                         with archive.open(info) as member:
                             if _is_pickle(member.read(512)):
                                 return "an archive with a pickle"
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+            except _BROKEN_ZIP:
                 return "an archive that cannot be looked into"
     return None
 
@@ -311,15 +339,46 @@ def _end(size: int) -> bytes:
     return b"\0" * (1024 + -(size + 1024) % _RECORD)
 
 
+@contextmanager
+def _beside() -> Iterator[tuple[Callable[[bytes], None], Callable[[], str]]]:
+    """The archive's sha256, computed in a thread a few blocks behind: hashlib lets the interpreter go on meanwhile.
+
+    Gives what takes a block, and what gives the digest in hex once all is in.
+    """
+    digest, behind = hashlib.sha256(), deque[Future[None]]()
+    with ThreadPoolExecutor(1) as thread:
+
+        def update(block: bytes) -> None:
+            behind.append(thread.submit(digest.update, block))
+            if len(behind) > _BEHIND:
+                behind.popleft().result()
+
+        def hexdigest() -> str:
+            while behind:
+                behind.popleft().result()
+            return digest.hexdigest()
+
+        yield update, hexdigest
+
+
 def _check(tar: BinaryIO, files: Sequence[tuple[str, str]], tar_sha256: str, target: Path | None) -> None:
-    whole, size = hashlib.sha256(), 0
+    with _beside() as (update, hexdigest):
+        _compare(tar, files, update, target)
+        if hexdigest() != tar_sha256:
+            raise _other()
+
+
+def _compare(
+    tar: BinaryIO, files: Sequence[tuple[str, str]], update: Callable[[bytes], None], target: Path | None
+) -> None:
+    size = 0
 
     def read(count: int) -> bytes:
         nonlocal size
         block = tar.read(count)
         if len(block) != count:
             raise _other({"size": "it ends early"})
-        whole.update(block)
+        update(block)
         size += count
         return block
 
@@ -343,7 +402,7 @@ def _check(tar: BinaryIO, files: Sequence[tuple[str, str]], tar_sha256: str, tar
         if read(-length % 512).strip(b"\0"):
             raise _other({path: "bytes after it"})
     end = _end(size)
-    if read(len(end)) != end or tar.read(1) or whole.hexdigest() != tar_sha256:
+    if read(len(end)) != end or tar.read(1):
         raise _other()
 
 

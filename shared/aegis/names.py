@@ -9,6 +9,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """What a model, an environment or a version may be called."""
 ALIAS = re.compile(r"(?!(?i:latest)$|[vV][0-9]+$)[A-Za-z0-9_-]{1,100}", re.ASCII)
 """What MLflow takes as an alias: no dots, and `latest`, `v1`, `v2` ... it keeps for itself."""
+IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}", re.ASCII)
+"""A container image as a pod names it, with tag or digest."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

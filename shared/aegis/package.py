@@ -3,6 +3,7 @@
 A package is a folder named by the tar's sha256: model.tar, model.sig, model.tar.sigstore.json,
 provenance.sigstore.json, signer.pub, and result.json, written last, as the mark that it is complete. Only
 what is signed is believed; result.json and signer.pub are for people and must agree with it. No policy here.
+The same tar signed again by a later key lies in a folder of that key's: nothing that was written is replaced.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from aegis.storage import Store
 TAR, MODEL_SIG, TAR_SIG = "model.tar", "model.sig", "model.tar.sigstore.json"
 PROVENANCE, SIGNER, RESULT = "provenance.sigstore.json", "signer.pub", "result.json"
 SMALL = (SIGNER, MODEL_SIG, TAR_SIG, PROVENANCE, RESULT)
+MAX_RESULT = 64 << 10
 MAX_TAR = 64 << 30
 """64 GiB: a wrong object is refused before it fills the disk; raise it together with the pods' disk."""
 _STATEMENT = "https://in-toto.io/Statement/v1"
@@ -35,7 +37,8 @@ _SLSA = "https://slsa.dev/provenance/v1"
 class Origin:
     """Why and from what a model was made, as the provenance tells it. Empty where nothing was observed.
 
-    `sources` are the data sets it learned from, {uri, digest (sha256 in hex)} each.
+    `sources` are the data sets it learned from, {uri, digest (sha256 in hex)} each. `seen` says where each field of
+    the provenance was observed: what the signer saw itself is worth more than what a step before it said.
     """
 
     model: str
@@ -50,7 +53,9 @@ class Origin:
     seed: int | None = None
     retrain: int | None = None
     decision: str = ""
+    trainer_image: str = ""
     allow_pickle: bool = False
+    seen: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +70,21 @@ class Package:
     workflow_uid: str
     external: Mapping[str, Any]
     internal: Mapping[str, Any]
+    datasets: tuple[str, ...]
+    """Every location of data that the provenance names."""
     signer: str
+    where: str = ""
+    """Its folder below the store of models; empty where it was not read from one."""
 
 
-def folder(environment: str, model: str, tar_sha256: str) -> str:
-    """Where a package lies below the store of models."""
-    return f"packages/{environment}/{model}/{tar_sha256}"
+def folder(environment: str, model: str, tar_sha256: str, key: str = "") -> str:
+    """Where a package lies below the store of models; with a `key` (hint), what that key signed again."""
+    return f"packages/{environment}/{model}/{tar_sha256}" + (f".{key[:16]}" if key else "")
 
 
 def sign(packed: manifest.Packed, origin: Origin, signer: Signer) -> dict[str, bytes]:
     """The package's small files in the order in which they are written, result.json last."""
     root = manifest.root_digest(packed.files)
-    files = {
-        SIGNER: signer.public_pem(),
-        MODEL_SIG: signature.sign_json(_model_statement(packed, root, origin.model), IN_TOTO, signer),
-        TAR_SIG: signature.sign_file(packed.tar_sha256, signer),
-        PROVENANCE: signature.sign_json(_provenance(packed, root, origin), IN_TOTO, signer),
-    }
     result = {
         "format": 1,
         "model": origin.model,
@@ -89,10 +92,43 @@ def sign(packed: manifest.Packed, origin: Origin, signer: Signer) -> dict[str, b
         "tar_sha256": packed.tar_sha256,
         "tar_size": packed.tar_size,
         "root_digest": root,
-        "key": signer.uri,
-        "key_sha256": signature.hint(signature.parse_public(files[SIGNER])),
     }
-    files[RESULT] = json.dumps(result, indent=2).encode() + b"\n"
+    return _signed(_model_statement(packed, root, origin.model), _provenance(packed, root, origin), result, signer)
+
+
+def sign_again(
+    held: Package, small: Mapping[str, bytes], tar_size: int, keys: Keys, signer: Signer
+) -> dict[str, bytes]:
+    """The small files of a package that holds under `keys`, each statement as it was, by another key.
+
+    `Untrusted` (76) if they are not those of `held`, whose archive the caller has checked.
+    """
+    check(small, keys, tar_sha256=held.tar_sha256, model=held.model, environment=held.environment)
+    model, _ = signature.verify_json(small[MODEL_SIG], IN_TOTO, keys)
+    provenance, _ = signature.verify_json(small[PROVENANCE], IN_TOTO, keys)
+    result = {
+        "format": 1,
+        "model": held.model,
+        "environment": held.environment,
+        "tar_sha256": held.tar_sha256,
+        "tar_size": tar_size,
+        "root_digest": held.root_digest,
+        "signed_before_by": held.signer,
+    }
+    return _signed(model, provenance, result, signer)
+
+
+def _signed(
+    model: Mapping[str, Any], provenance: Mapping[str, Any], result: Mapping[str, Any], signer: Signer
+) -> dict[str, bytes]:
+    files = {
+        SIGNER: signer.public_pem(),
+        MODEL_SIG: signature.sign_json(model, IN_TOTO, signer),
+        TAR_SIG: signature.sign_file(result["tar_sha256"], signer),
+        PROVENANCE: signature.sign_json(provenance, IN_TOTO, signer),
+    }
+    key = {"key": signer.uri, "key_sha256": signature.hint(signature.parse_public(files[SIGNER]))}
+    files[RESULT] = json.dumps({**result, **key}, indent=2).encode() + b"\n"
     return files
 
 
@@ -122,7 +158,7 @@ def check(
     tar = attempt(TAR_SIG, lambda data: signature.verify_file(data, keys))
     provenance = attempt(PROVENANCE, lambda data: signature.verify_json(data, IN_TOTO, keys))
     attempt(SIGNER, lambda data: ((), _hint_of(data)))
-    result = attempt(RESULT, lambda data: (signature.parse_json(data, MAX_BUNDLE), ""))
+    result = attempt(RESULT, lambda data: (signature.parse_json(data, MAX_RESULT), ""))
     if len({key for key in hints.values() if key}) > 1:
         faults["keys"] = "the files are not all signed by the key in signer.pub"
     try:
@@ -138,7 +174,7 @@ def check(
     if tar_sha256 is not None and tar and tar != tar_sha256:
         faults[TAR_SIG] = "is about another archive"
     if told:
-        found, external, internal, workflow_uid = told
+        found, external, internal, workflow_uid, datasets = told
         if tar and root and (found != _subjects(tar, external["model"], root) or name != external["model"]):
             faults[PROVENANCE] = "is about another build"
         for field, wanted in (("model", model), ("environment", environment)):
@@ -157,20 +193,41 @@ def check(
         workflow_uid,
         external,
         internal,
+        datasets,
         hints[SIGNER],
     )
 
 
 def read(store: Store, keys: Keys, environment: str, model: str, tar_sha256: str) -> Package:
-    """Read and check a stored package's small files. `NotFound` if it was never completed."""
+    """Read and check a stored package's small files. `NotFound` if it was never completed.
+
+    Where its own folder does not hold, its key revoked or not, one signed again by a trusted key counts.
+    """
     where = folder(environment, model, tar_sha256)
+    refused: Untrusted | None = None
+    for place in (where, *(folder(environment, model, tar_sha256, key) for key in keys)):
+        small = read_small(store, place)
+        if RESULT in small:
+            try:
+                held = check(small, keys, tar_sha256=tar_sha256, model=model, environment=environment)
+            except Untrusted as error:
+                refused = refused or error
+            else:
+                return replace(held, where=place)
+    if refused:
+        raise refused
+    raise NotFound(f"no complete package at {where}")
+
+
+def read_small(store: Store, where: str) -> dict[str, bytes]:
+    """The small files that a folder has, unchecked; none of them if it was never completed."""
     small: dict[str, bytes] = {}
-    for name in SMALL:
+    for name in reversed(SMALL):  # result.json, without which the others do not count, first
         with suppress(NotFound):
             small[name] = store.read(f"{where}/{name}", limit=MAX_BUNDLE)
-    if RESULT not in small:
-        raise NotFound(f"no complete package at {where}")
-    return check(small, keys, tar_sha256=tar_sha256, model=model, environment=environment)
+        if RESULT not in small:
+            break
+    return small
 
 
 def fetch(
@@ -188,15 +245,22 @@ def fetch(
     if root_digest not in {None, package.root_digest}:
         raise Untrusted("the package is refused", {"root_digest": "is not the one wanted"})
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch.") as scratch:
-        tar = Path(scratch) / TAR
-        try:
-            store.download(f"{folder(environment, model, tar_sha256)}/{TAR}", tar, limit=MAX_TAR)
-        except NotFound as error:
-            raise Untrusted("the package is refused", {TAR: "is missing"}) from error
-        with tar.open("rb") as stream:
-            manifest.unpack(stream, package.files, package.tar_sha256, target)
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch.") as scratch,
+        download(store, package, Path(scratch)).open("rb") as tar,
+    ):
+        manifest.unpack(tar, package.files, package.tar_sha256, target)
     return package
+
+
+def download(store: Store, package: Package, scratch: Path) -> Path:
+    """The archive of a package that was read, unchecked, as a file in `scratch`."""
+    tar = scratch / TAR
+    try:
+        store.download(f"{package.where}/{TAR}", tar, limit=MAX_TAR)
+    except NotFound as error:
+        raise Untrusted("the package is refused", {TAR: "is missing"}) from error
+    return tar
 
 
 def _model_statement(packed: manifest.Packed, root: str, model: str) -> dict[str, Any]:
@@ -217,6 +281,24 @@ def _subjects(tar_sha256: str, model: str, root: str) -> list[dict[str, Any]]:
 
 
 def _provenance(packed: manifest.Packed, root: str, origin: Origin) -> dict[str, Any]:
+    external = {
+        "model": origin.model,
+        "environment": origin.environment,
+        "event_id": origin.event_id,
+        "fingerprint": origin.fingerprint,
+        "dataset_uri": origin.dataset_uri,
+        "sources": [source["uri"] for source in origin.sources],
+    }
+    internal = {
+        "run_id": origin.run_id,
+        "seed": origin.seed,
+        "retrain": origin.retrain,
+        "decision": origin.decision,
+        "inputs": origin.inputs_digest,
+        "pickle_allowed": origin.allow_pickle,
+    }
+    fields = {**external, **internal, "invocationId": origin.workflow_uid, "trainer": origin.trainer_image}
+    observed = {name: where for name, where in sorted(origin.seen.items()) if fields[name] not in (None, "", [])}
     return {
         "_type": _STATEMENT,
         "subject": _subjects(packed.tar_sha256, origin.model, root),
@@ -224,26 +306,13 @@ def _provenance(packed: manifest.Packed, root: str, origin: Origin) -> dict[str,
         "predicate": {
             "buildDefinition": {
                 "buildType": "https://aegis.dev/retrain/v1",
-                "externalParameters": {
-                    "model": origin.model,
-                    "environment": origin.environment,
-                    "event_id": origin.event_id,
-                    "fingerprint": origin.fingerprint,
-                    "dataset_uri": origin.dataset_uri,
-                    "sources": [source["uri"] for source in origin.sources],
-                },
-                "internalParameters": {
-                    "run_id": origin.run_id,
-                    "seed": origin.seed,
-                    "retrain": origin.retrain,
-                    "decision": origin.decision,
-                    "inputs": origin.inputs_digest,
-                    "pickle_allowed": origin.allow_pickle,
-                },
+                "externalParameters": external,
+                "internalParameters": internal | {"observed": observed},
                 "resolvedDependencies": [
                     {"name": "dataset", "uri": source["uri"], "digest": {"sha256": source["digest"]}}
                     for source in origin.sources
-                ],
+                ]
+                + _image("trainer", origin.trainer_image),
             },
             "runDetails": {
                 "builder": {"id": "https://aegis.dev/workflow/v1"},
@@ -251,6 +320,14 @@ def _provenance(packed: manifest.Packed, root: str, origin: Origin) -> dict[str,
             },
         },
     }
+
+
+def _image(name: str, image: str) -> list[dict[str, Any]]:
+    """The image as a dependency, with its digest only where it is pinned by one."""
+    if not image:
+        return []
+    digest = image.rpartition("@sha256:")[2]
+    return [{"name": name, "uri": image} | ({"digest": {"sha256": digest}} if SHA256.fullmatch(digest) else {})]
 
 
 def _read_model_statement(statement: dict[str, Any]) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -272,7 +349,9 @@ def _read_model_statement(statement: dict[str, Any]) -> tuple[str, str, tuple[tu
     return root, name, tuple(pairs)
 
 
-def _read_provenance(statement: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any], str]:
+def _read_provenance(
+    statement: dict[str, Any],
+) -> tuple[Any, dict[str, Any], dict[str, Any], str, tuple[str, ...]]:
     try:
         if statement["_type"] != _STATEMENT or statement["predicateType"] != _SLSA:
             raise Untrusted("not a SLSA v1 statement about an archive and a model")
@@ -281,11 +360,13 @@ def _read_provenance(statement: dict[str, Any]) -> tuple[Any, dict[str, Any], di
         external, internal = built["externalParameters"], built["internalParameters"]
         uid = statement["predicate"]["runDetails"]["metadata"]["invocationId"]
         texts = [uid, *(external[name] for name in ("model", "environment", "event_id", "fingerprint"))]
-    except (KeyError, TypeError) as error:
+        dependencies = [item["uri"] for item in built.get("resolvedDependencies", ()) if item["name"] == "dataset"]
+        datasets = [*external.get("sources", ()), *dependencies, *filter(None, [external.get("dataset_uri")])]
+    except (AttributeError, KeyError, TypeError) as error:
         raise Untrusted("not the provenance of a model") from error
-    if not all(isinstance(text, str) for text in texts) or not isinstance(internal, dict):
+    if not all(isinstance(text, str) for text in (*texts, *datasets)) or not isinstance(internal, dict):
         raise Untrusted("not the provenance of a model")
-    return subjects, external, internal, uid
+    return subjects, external, internal, uid, tuple(dict.fromkeys(datasets))
 
 
 def _hint_of(pem: bytes) -> str:

@@ -23,7 +23,7 @@ MAX_POINTER = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """The champion of one model in one environment. `workflow` is the UID of the run that promoted it."""
+    """The champion of one model in one environment. `workflow` is the UID of the run that made its package."""
 
     model: str
     environment: str

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
@@ -26,6 +26,8 @@ IN_TOTO = "application/vnd.in-toto+json"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_BUNDLE = 16 << 20
 """model.sig names every file of a model: 10,000 long names fit; more is not ours."""
+_MARKS = 64
+"""Commas and brackets in a bundle: ours has 13, and its bulk is one base64 text. 16 MiB of them would be 400 MB."""
 
 Keys = Mapping[str, ec.EllipticCurvePublicKey]
 """Trusted public keys by hint, the hex sha256 of the public PEM."""
@@ -54,7 +56,10 @@ def parse_public(pem: bytes) -> ec.EllipticCurvePublicKey:
     """A P-256 public key from PEM; ValueError if it is anything else."""
     if len(pem) > 4096:
         raise ValueError("too long for a public key")
-    key = serialization.load_pem_public_key(pem)
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (UnsupportedAlgorithm, InternalError) as error:  # neither is a ValueError
+        raise ValueError("not a P-256 key") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise ValueError("not a P-256 key")
     return key
@@ -172,6 +177,8 @@ def _bundle(used: str, content: dict[str, Any]) -> bytes:
 
 
 def _open(bundle: bytes, kind: str, keys: Keys) -> tuple[str, dict[str, Any]]:
+    if sum(map(bundle.count, (b",", b"{", b"["))) > _MARKS:
+        raise Untrusted("not a sigstore bundle v0.3")
     document = parse_json(bundle, MAX_BUNDLE)
     _fields(document, {"mediaType": str, "verificationMaterial": dict, kind: dict}, "bundle")
     material = document["verificationMaterial"]

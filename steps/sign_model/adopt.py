@@ -55,6 +55,10 @@ def adopt(
         sources=sources_of(directory) if sources is None else sources,
         decision="Adopted",
         allow_pickle=allow_pickle,
+        seen=dict.fromkeys(
+            ("model", "environment", "run_id", "dataset_uri", "sources", "decision", "pickle_allowed"),
+            "person who adopted the model",
+        ),
     )
     signed = sign(directory, origin, None, store=store, signer=signer, trusted=trusted, scratch=scratch)
     found = pointer.read(store, trusted, environment, model)

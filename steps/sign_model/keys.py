@@ -1,4 +1,5 @@
-"""Signing keys by URI: PEM files on disk (`file:///path`, P-256, unencrypted); another place, another class.
+"""Signing keys by URI, spelled as cosign spells them: a file on disk (PEM, or cosign's encrypted one), a transit key
+of Vault or OpenBao, Google's KMS. P-256 only. Another place is another file with a `Signer`, and a line in `load`.
 
 A key is never made by signing: `ensure` makes one, and only the one-machine commands call it.
 """
@@ -6,18 +7,26 @@ A key is never made by signing: `ensure` makes one, and only the one-machine com
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
 
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from aegis.errors import SIGNING_DENIED, Permanent
+from aegis import signature
+from aegis.errors import SIGNING_DENIED, USAGE, Permanent, Temporary
 from aegis.signature import Signer, hint
+from sign_model import cosign_key, gcpkms, secret_file, vault
 
+T = TypeVar("T")
+WAITS = (0.5, 1.5)
+"""Seconds between three tries. A service that is gone for longer is for the next try of the whole step."""
 _PEM = serialization.Encoding.PEM
 _PUBLIC = serialization.PublicFormat.SubjectPublicKeyInfo
 
@@ -36,27 +45,73 @@ class FileSigner:
         return self.key.sign(digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
 
 
-def load(uri: str) -> Signer:
-    """The key that the URI names. `Permanent` (77) if it can't be had or is not fit to sign."""
+@dataclass(frozen=True, slots=True)
+class PatientSigner:
+    """A key at a service, which is asked again for as long as that may help."""
+
+    signer: Signer
+    pause: Callable[[float], None] = field(repr=False)
+
+    @property
+    def uri(self) -> str:
+        return self.signer.uri
+
+    def public_pem(self) -> bytes:
+        return signature.parse_public(self.signer.public_pem()).public_bytes(_PEM, _PUBLIC)
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        return _patiently(lambda: self.signer.sign_digest(digest), self.pause)
+
+
+def load(
+    uri: str, env: Mapping[str, str] = MappingProxyType({}), pause: Callable[[float], None] = time.sleep
+) -> Signer:
+    """The key that the URI names. `Permanent` (77, or 64 for a setting) if it can't be had or is not fit to sign.
+
+    `Temporary` if a service does not answer; `pause` waits between tries, for so many seconds.
+    """
+    match uri.partition("://")[0]:
+        case "hashivault" | "openbao":
+            return PatientSigner(_patiently(lambda: vault.load(uri, env), pause), pause)
+        case "gcpkms":
+            return PatientSigner(_patiently(lambda: gcpkms.load(uri, env), pause), pause)
+        case _:
+            return _from_file(uri, env)
+
+
+def _patiently(work: Callable[[], T], pause: Callable[[float], None]) -> T:
+    for wait in WAITS:
+        try:
+            return work()
+        except Temporary:
+            pause(wait)
+    return work()
+
+
+def _from_file(uri: str, env: Mapping[str, str]) -> FileSigner:
     if not uri.startswith("file:///"):
-        raise Permanent("signing key", {"uri": "must be file:///..."}, exit_code=SIGNING_DENIED)
-    path = Path(uri.removeprefix("file://"))
+        kinds = "file:///..., hashivault://..., openbao://... or gcpkms://..."
+        raise Permanent("signing key", {"uri": f"must be {kinds}"}, exit_code=SIGNING_DENIED)
+    password: bytes | None = None
+    pem = secret_file.read(Path(uri.removeprefix("file://")), uri, cosign_key.MAX_FILE)
+    if cosign_key.is_cosign(pem):
+        file = env.get("AEGIS_SIGNING_PASSWORD_FILE")
+        if not file:
+            why = f"missing, and {uri} is encrypted"
+            raise Permanent("bad settings", {"AEGIS_SIGNING_PASSWORD_FILE": why}, exit_code=USAGE)
+        password = secret_file.read(Path(file), "AEGIS_SIGNING_PASSWORD_FILE", 1024)
+        password = password.removesuffix(b"\n").removesuffix(b"\r")  # an editor's line end, which cosign never sees
+        wanted = "a cosign key file, or not of this password"
+    else:
+        wanted = "an unencrypted PEM"
     try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            pem = stream.read(8192)
-    except OSError as error:
-        raise Permanent("signing key", {uri: error.strerror or "cannot be read"}, exit_code=SIGNING_DENIED) from error
-    if mode & stat.S_IRWXO:
-        # A Secret mounted with its default mode is such a file: set defaultMode 0440 and fsGroup.
-        raise Permanent("signing key", {uri: f"mode {mode & 0o777:04o} lets everyone in"}, exit_code=SIGNING_DENIED)
-    try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # neither the text nor the cause is told: both come from a secret
-        raise Permanent("signing key", {uri: "not an unencrypted PEM"}, exit_code=SIGNING_DENIED) from error
+        if password is None:
+            key = serialization.load_pem_private_key(pem, None)
+        else:
+            key = serialization.load_der_private_key(cosign_key.decrypt(pem, password), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
+        # What they say comes from a secret, and is not told.
+        raise Permanent("signing key", {uri: f"not {wanted}"}, exit_code=SIGNING_DENIED) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise Permanent("signing key", {uri: "not a P-256 key"}, exit_code=SIGNING_DENIED)
     return FileSigner(uri, key)

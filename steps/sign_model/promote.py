@@ -74,8 +74,7 @@ def promote(
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         directory = Path(place) / "model"
         signed = package.fetch(store, trusted, environment, model, request.tar_sha256, directory)
-        where = f"{request.models_uri.rstrip('/')}/{package.folder(environment, model, request.tar_sha256)}"
-        version = models.register(directory, model, request.run_id, _tags(request, signed, where))
+        version = models.register(directory, model, request.run_id, _tags(request, signed))
     if not _ours(found, request):
         new = Pointer(
             model=model,
@@ -83,11 +82,11 @@ def promote(
             serial=found[0].serial + 1 if found else 1,
             tar_sha256=request.tar_sha256,
             root_digest=signed.root_digest,
-            package=where,
+            package=uri_of(request.models_uri, signed),
             run_id=request.run_id,
             model_version=version,
             workflow=request.workflow_uid,
-            promoted_at=now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            promoted_at=stamp(now),
         )
         try:
             store.swap(pointer.path_of(environment, model), pointer.seal(new, signer), found[1] if found else None)
@@ -97,22 +96,32 @@ def promote(
             if not _ours(found, request):
                 models.tag(model, version, {"aegis.outcome": STALE})
                 return _stale(found, request)
-    serial = _follow(request, store, trusted, models)
+    serial = follow(environment, model, request.alias, store=store, trusted=trusted, models=models)
     return Promotion(PROMOTED, f"{environment}/{model} is version {version}, pointer serial {serial}.", serial, version)
 
 
-def _follow(request: Request, store: Store, trusted: Keys, models: Registry) -> int:
+def follow(environment: str, model: str, alias: str, *, store: Store, trusted: Keys, models: Registry) -> int:
     """Bring tag and alias to where the pointer is, again if it moved meanwhile; its serial."""
     for _ in range(8):
-        found = pointer.read(store, trusted, request.environment, request.model)
+        found = pointer.read(store, trusted, environment, model)
         if found is None:
             break
         current = found[0]
-        models.tag(request.model, current.model_version, {"aegis.pointer_serial": str(current.serial)})
-        models.alias(request.model, request.alias, current.model_version)
-        if pointer.read(store, trusted, request.environment, request.model) == found:
+        models.tag(model, current.model_version, {registry.SERIAL: str(current.serial)})
+        models.alias(model, alias, current.model_version)
+        if pointer.read(store, trusted, environment, model) == found:
             return current.serial
     raise Temporary("the pointer keeps moving; the alias could not follow it")
+
+
+def uri_of(models_uri: str, signed: Package) -> str:
+    """Where a package of the store lies, for people."""
+    return f"{models_uri.rstrip('/')}/{signed.where}"
+
+
+def stamp(now: datetime) -> str:
+    """A time as pointers have it: UTC, milliseconds."""
+    return now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _ours(found: tuple[Pointer, str] | None, request: Request) -> bool:
@@ -132,15 +141,15 @@ def _stale(found: tuple[Pointer, str] | None, request: Request) -> Promotion:
     return Promotion(STALE, text, found[0].serial if found else 0, "")
 
 
-def _tags(request: Request, signed: Package, where: str) -> dict[str, str]:
+def _tags(request: Request, signed: Package) -> dict[str, str]:
     return {
         registry.UID: request.workflow_uid,
         registry.TAR: signed.tar_sha256,
-        "aegis.environment": request.environment,
+        registry.ENVIRONMENT: request.environment,
         "aegis.workflow": request.workflow,
         "aegis.run_id": request.run_id,
         "aegis.root_digest": signed.root_digest,
-        "aegis.package": where,
+        "aegis.package": uri_of(request.models_uri, signed),
         **request.told,
     }
 
@@ -163,7 +172,7 @@ def _body(env: Mapping[str, str]) -> str:
         request,
         store=open_store(context.models_uri, env=env),
         trusted=signature.load_keys(context.trusted_keys),
-        signer=keys.load(context.signing_key),
+        signer=keys.load(context.signing_key, env),
         models=MlflowRegistry(env.get("MLFLOW_TRACKING_URI", "")),
         now=datetime.now(UTC),
         scratch=context.scratch,

@@ -9,6 +9,7 @@ from typing import Protocol
 from aegis.mlflow_client import connect, errors, experiment
 
 UID, TAR = "aegis.workflow_uid", "aegis.tar_sha256"
+ENVIRONMENT, SERIAL = "aegis.environment", "aegis.pointer_serial"
 
 
 class Registry(Protocol):
@@ -16,6 +17,10 @@ class Registry(Protocol):
 
     def register(self, directory: Path, name: str, run_id: str, tags: Mapping[str, str]) -> str:
         """The one version with these bytes by this workflow (tags UID and TAR), made if it is not there."""
+        ...
+
+    def versions(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The tags of each version, the newest thousand."""
         ...
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -51,6 +56,13 @@ class MlflowRegistry:
             for double in doubles:
                 self._client.delete_model_version(name, str(double))
             return str(first)
+
+    def versions(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        with errors():
+            found = self._client.search_model_versions(
+                f"name = '{name}'", max_results=1000, order_by=["version_number DESC"]
+            )
+            return {str(each.version): dict(each.tags) for each in found}
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         with errors():

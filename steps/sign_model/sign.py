@@ -24,6 +24,18 @@ from sign_model.step import Context, wanted
 DATASET = "aegis_dataset.json"
 """Among the model's files: what it learned from, {"sources": [{uri, digest}]}, as training saw it."""
 MAX_DATASET = 1 << 20
+_SEEN = (
+    dict.fromkeys(("model", "environment", "dataset_uri", "seed"), "parameter of the Workflow")
+    | dict.fromkeys(("event_id", "fingerprint", "retrain", "decision"), "drift event that the Workflow carries")
+    | dict.fromkeys(("run_id", "inputs"), "output of the training step")
+    | {
+        "invocationId": "Workflow",
+        "sources": f"{DATASET} of the training step, among the signed files",
+        "trainer": "WorkflowTemplate",
+        "pickle_allowed": "setting of the signer",
+    }
+)
+"""Where each field of a Workflow's provenance was observed. Only the signer's own reading of the bytes is its own."""
 
 
 def sign(
@@ -40,7 +52,7 @@ def sign(
 
     `digest` is the root digest that the gate gave (None: nobody judged it); any other model is refused (76).
     """
-    if signature.hint(signature.parse_public(signer.public_pem())) not in trusted:
+    if key_of(signer) not in trusted:
         raise Permanent("the signing key is not among the trusted keys", {"key": signer.uri}, exit_code=SIGNING_DENIED)
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         tar = Path(place) / package.TAR
@@ -53,31 +65,44 @@ def sign(
                 {"digest": f"{root}, wanted {digest}"},
                 exit_code=VERIFICATION_FAILED,
             )
-        return _publish(store, tar, packed, origin, signer, trusted)
+        small = package.sign(packed, origin, signer)
+        where = package.folder(origin.environment, origin.model, packed.tar_sha256)
+        if _left_by_another_key(store, where, trusted):
+            where = package.folder(origin.environment, origin.model, packed.tar_sha256, key_of(signer))
+        publish(store, where, tar, small, trusted)
+        return package.read(store, trusted, origin.environment, origin.model, packed.tar_sha256)
 
 
-def _publish(
-    store: Store, tar: Path, packed: manifest.Packed, origin: Origin, signer: Signer, trusted: Keys
-) -> Package:
-    where = package.folder(origin.environment, origin.model, packed.tar_sha256)
-    small = package.sign(packed, origin, signer)
+def publish(store: Store, where: str, tar: Path, small: dict[str, bytes], trusted: Keys) -> None:
+    """Write a package's files to a folder. What is there already is verified and kept, never overwritten."""
+    ours = package.check(small, trusted, tar_sha256=None, model=None, environment=None)
     if not _create(store, f"{where}/{package.TAR}", tar):
         again = tar.with_name("again.tar")
-        store.download(f"{where}/{package.TAR}", again, limit=packed.tar_size)
+        store.download(f"{where}/{package.TAR}", again, limit=tar.stat().st_size)
         with again.open("rb") as stream:
-            manifest.unpack(stream, [(file.path, file.sha256) for file in packed.files], packed.tar_sha256, None)
+            manifest.unpack(stream, ours.files, ours.tar_sha256, None)
     for name in small:
         # The commit mark comes after everything before it, ours or kept, was checked together.
         if name == package.RESULT:
-            wanted = {
-                "tar_sha256": packed.tar_sha256,
-                "model": origin.model,
-                "environment": origin.environment,
-            }
-            package.check(small, trusted, **wanted)
+            package.check(small, trusted, tar_sha256=ours.tar_sha256, model=ours.model, environment=ours.environment)
         if not _create(store, f"{where}/{name}", small[name]):
             small[name] = store.read(f"{where}/{name}", limit=signature.MAX_BUNDLE)
-    return package.read(store, trusted, origin.environment, origin.model, packed.tar_sha256)
+
+
+def key_of(signer: Signer) -> str:
+    """The hint of the signer's key."""
+    return signature.hint(signature.parse_public(signer.public_pem()))
+
+
+def _left_by_another_key(store: Store, where: str, trusted: Keys) -> bool:
+    """Whether a key that is trusted no more began the folder: no file in it can become part of a good package."""
+    path = f"{where}/{package.SIGNER}"
+    if store.head(path) is None:
+        return False
+    try:
+        return signature.hint(signature.parse_public(store.read(path, limit=signature.MAX_BUNDLE))) not in trusted
+    except ValueError:
+        return False
 
 
 def _create(store: Store, path: str, source: bytes | Path) -> bool:
@@ -104,7 +129,9 @@ def origin_of(context: Context, directory: Path) -> Origin:
         seed=seed if isinstance(seed, int) else None,
         retrain=sequence if isinstance(sequence, int) else None,
         decision=context.told("reason"),
+        trainer_image=context.trainer_image,
         allow_pickle=context.allow_pickle,
+        seen=_SEEN,
     )
 
 
@@ -132,7 +159,7 @@ def _body(env: Mapping[str, str]) -> str:
         origin_of(context, directory),
         digest,
         store=open_store(context.models_uri, env=env),
-        signer=keys.load(context.signing_key),
+        signer=keys.load(context.signing_key, env),
         trusted=signature.load_keys(context.trusted_keys),
         scratch=context.scratch,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis.errors import USAGE, Permanent
-from aegis.names import ALIAS, NAME, SHA256, alias_of, printable
+from aegis.names import ALIAS, IMAGE, NAME, SHA256, alias_of, printable
 from aegis.step import Reader, out_of
 
 
@@ -33,6 +33,9 @@ class Context:
     """AEGIS_TRUSTED_KEYS, a PEM file or a folder of them. The signing key has to be one of these."""
     out: Path
     scratch: Path
+    trainer_image: str
+    """AEGIS_TRAINER_IMAGE, as the WorkflowTemplate names it. Empty without tag or digest, as no overlay sets it: where
+    steps are processes, no image trained."""
     allow_pickle: bool
     """AEGIS_ALLOW_PICKLE=true, for all models of a cluster, or of an `aegis up` that was started with it. Off: a
     pickle runs code when it is loaded, whoever signed it. `aegis adopt` does not read it: it has --allow-pickle."""
@@ -41,6 +44,7 @@ class Context:
     def from_env(cls, env: Mapping[str, str]) -> Context:
         """Read and check all of it; `Permanent` (64) names every fault."""
         read = Reader(env)
+        trainer = read.text("AEGIS_TRAINER_IMAGE", IMAGE, empty=True)
         context = cls(
             model=read.text("AEGIS_MODEL", NAME),
             environment=read.text("AEGIS_ENVIRONMENT", NAME),
@@ -56,6 +60,7 @@ class Context:
             trusted_keys=Path(read.text("AEGIS_TRUSTED_KEYS")),
             out=out_of(env),
             scratch=Path(env.get("AEGIS_TMP") or tempfile.gettempdir()),
+            trainer_image=trainer if ":" in trainer else "",
             allow_pickle=env.get("AEGIS_ALLOW_PICKLE") == "true",
         )
         if not ALIAS.fullmatch(context.alias):

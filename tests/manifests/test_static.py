@@ -149,7 +149,7 @@ def test_what_is_referred_to_exists_or_is_a_person_s(overlay: tuple[Json, ...]) 
 
 
 def test_every_configmap_key_that_a_step_needs_is_set(overlay: tuple[Json, ...]) -> None:
-    """All are optional for Kubernetes, so that a step says itself what is missing; two are optional indeed."""
+    """All are optional for Kubernetes, so that a step says itself what is missing; these are optional indeed."""
     configs = of(overlay, "ConfigMap")
     wanted = {
         (ref["name"], ref["key"])
@@ -157,7 +157,11 @@ def test_every_configmap_key_that_a_step_needs_is_set(overlay: tuple[Json, ...])
         if name == "configMapKeyRef" and ref["name"] != "aegis-limits"
     }
     missing = {(name, field) for name, field in wanted if field not in configs[name]["data"]}
-    assert missing == {("aegis-steps", "AEGIS_ALLOW_PICKLE")}
+    vault = {"ADDR", "NAMESPACE", "CACERT"}
+    ours = {"ROLE", "AUTH_MOUNT", "TRANSIT_MOUNT", "TOKEN_FILE"}
+    optional = {"AEGIS_ALLOW_PICKLE", "AEGIS_SIGNING_PASSWORD_FILE"}
+    optional |= {f"VAULT_{name}" for name in vault} | {f"AEGIS_VAULT_{name}" for name in ours}
+    assert missing == {("aegis-steps", name) for name in optional}
     assert int(configs["aegis-limits"]["data"]["training"]) >= 1
 
 
@@ -226,6 +230,18 @@ def test_sign_and_promote_alone_run_as_the_signer(overlay: tuple[Json, ...]) -> 
     accounts = {t["name"]: t.get("serviceAccountName") for t in workflow_template(overlay)["spec"]["templates"]}
     assert {name for name, account in accounts.items() if account} == {"sign", "promote"}
     assert {account for account in accounts.values() if account} == {"aegis-signer"}
+
+
+def test_sign_and_promote_alone_get_a_token_for_the_vault_and_reach_it(overlay: tuple[Json, ...]) -> None:
+    steps = workflow_template(overlay)["spec"]["templates"]
+    tokens = {t["name"]: v["projected"]["sources"] for t in steps for v in t.get("volumes", []) if "projected" in v}
+    token = {"path": "token", "audience": "vault", "expirationSeconds": 600}
+    assert tokens == {name: [{"serviceAccountToken": token}] for name in ("sign", "promote")}
+    (policy,) = (d for d in overlay if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "vault")
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    labelled = {t["name"] for t in steps if chosen.items() <= t.get("metadata", {}).get("labels", {}).items()}
+    assert labelled == {"sign", "promote"}
+    assert policy["spec"]["egress"][0]["ports"] == [{"protocol": "TCP", "port": 8200}]
 
 
 def test_probes_ask_what_the_functions_answer(overlay: tuple[Json, ...]) -> None:
@@ -436,6 +452,8 @@ def test_a_rule_without_a_peer_is_the_api_server_s_alone(overlay: tuple[Json, ..
 
 def test_network_policies_select_pods_that_exist(overlay: tuple[Json, ...]) -> None:
     components = {t["metadata"]["labels"]["app.kubernetes.io/component"] for _, t in pods(overlay)}
+    steps = workflow_template(overlay)["spec"]["templates"]
+    components |= {t["metadata"]["labels"]["app.kubernetes.io/component"] for t in steps if "metadata" in t}
     for namespace in ("aegis", "aegis-workflows"):
         for name, value in walk(policies(overlay, namespace)):
             if name != "podSelector":

@@ -72,6 +72,7 @@ def test_only_sign_and_promote_see_the_signing_key(templates: dict[str, Json]) -
     found = containers(templates).items()
     assert {name for name, c in found if "AEGIS_SIGNING_KEY" in str(c["env"])} == {"sign", "promote"}
     assert {name for name, c in found if "signing-key" in str(c["volumeMounts"])} == {"sign", "promote"}
+    assert {name for name, c in found if "vault" in str(c).lower()} == {"sign", "promote"}
 
 
 def test_only_promote_may_write_the_registry(templates: dict[str, Json]) -> None:

@@ -35,7 +35,8 @@ def everything(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_model_becomes_a_package_that_verifies_and_tells_its_story(world: World) -> None:
-    assert main(env(world, world.make_model())) == OK
+    image = f"registry.example/trainer:1@sha256:{'ef' * 32}"
+    assert main({**env(world, world.make_model()), "AEGIS_TRAINER_IMAGE": image}) == OK
     folder = world.folder(world.output("package"))
     assert verify_directory(folder, world.trusted, model="digits", environment="default") == []
     held = package.read(world.store, world.trusted, "default", "digits", folder.name)
@@ -54,11 +55,34 @@ def test_a_model_becomes_a_package_that_verifies_and_tells_its_story(world: Worl
         "decision": "Drifting",
         "inputs": "cd" * 32,
         "pickle_allowed": False,
+        "observed": {
+            "dataset_uri": "parameter of the Workflow",
+            "decision": "drift event that the Workflow carries",
+            "environment": "parameter of the Workflow",
+            "event_id": "drift event that the Workflow carries",
+            "fingerprint": "drift event that the Workflow carries",
+            "inputs": "output of the training step",
+            "invocationId": "Workflow",
+            "model": "parameter of the Workflow",
+            "pickle_allowed": "setting of the signer",
+            "retrain": "drift event that the Workflow carries",
+            "run_id": "output of the training step",
+            "seed": "parameter of the Workflow",
+            "sources": "aegis_dataset.json of the training step, among the signed files",
+            "trainer": "WorkflowTemplate",
+        },
     }
     assert held.workflow_uid == "uid-1"
     statement, _ = signature.verify_json((folder / package.PROVENANCE).read_bytes(), signature.IN_TOTO, world.trusted)
     dataset = {"name": "dataset", "uri": "file:///data/new", "digest": {"sha256": "ab" * 32}}
-    assert statement["predicate"]["buildDefinition"]["resolvedDependencies"] == [dataset]
+    trainer = {"name": "trainer", "uri": image, "digest": {"sha256": "ef" * 32}}
+    assert statement["predicate"]["buildDefinition"]["resolvedDependencies"] == [dataset, trainer]
+
+
+def test_where_steps_are_processes_no_image_is_said_to_have_trained(world: World) -> None:
+    assert main({**env(world, world.make_model()), "AEGIS_TRAINER_IMAGE": "aegis-train-model"}) == OK
+    held = package.read(world.store, world.trusted, "default", "digits", world.output("package"))
+    assert "trainer" not in held.internal["observed"]
 
 
 def test_signing_again_keeps_every_byte_that_is_there(world: World) -> None:
@@ -267,7 +291,7 @@ def test_a_made_key_is_private_trusted_kept_and_one_for_all(tmp_path: Path) -> N
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("uri", ["", "signing.pem", "file://host/x", "hashivault://key", "file:///nowhere"])
+@pytest.mark.parametrize("uri", ["", "signing.pem", "file://host/x", "hashivault://a/b", "file:///nowhere"])
 def test_a_key_uri_that_names_no_file_denies_signing(uri: str) -> None:
     with pytest.raises(Permanent) as caught:
         keys.load(uri)
