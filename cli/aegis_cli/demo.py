@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -172,6 +173,26 @@ class Demo:
         print(f"  the model card  {card}")
         print(f"  the package     {aegis} verify {folder} --state {state}")
         print(f"  your own        {aegis} up")
+        print("\nVerify it without Aegis (docs/verify.md)")
+        print("\n".join(f"  {command}" for command in self.stock_commands()))
+
+    def stock_commands(self) -> list[str]:
+        """How anybody verifies the champion, with tools that know nothing of Aegis."""
+        here = self.folder(GOOD)
+        signer = (here / package.SIGNER).read_bytes()
+        trusted = next(path for path in self.state.trusted.glob("*.pub") if path.read_bytes() == signer)
+        model_signing = Path(sys.executable).with_name("model_signing")
+        paths = (here, trusted, self.state.root / "verified", model_signing)
+        folder, key, place, stock = (shlex.quote(str(path)) for path in paths)
+        log = "--insecure-ignore-tlog"
+        attested = f"--type slsaprovenance1 --digestAlg sha256 --digest {self.pointer(GOOD).tar_sha256}"
+        return [
+            f"cosign verify-blob --key {key} --bundle {folder}/{package.TAR_SIG} {log} {folder}/{package.TAR}",
+            f"cosign verify-blob-attestation --key {key} --bundle {folder}/{package.PROVENANCE} {log} {attested}",
+            f"mkdir -p {place} && tar -xf {folder}/{package.TAR} -C {place}",
+            f"{stock} verify key {place} --signature {folder}/{package.MODEL_SIG} --public_key {key} "
+            "--no-ignore-git-paths",
+        ]
 
     # --- what happens ---
 

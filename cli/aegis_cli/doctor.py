@@ -427,26 +427,44 @@ def clock(who: str, theirs: datetime | None, ours: datetime) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A registry's alias, the version that it names, and the version that the signed pointer names."""
+    """A registry's alias, the version that it names, and the version that the signed pointer names, or why the pointer
+    does not count."""
 
     model: str
+    environment: str
     alias: str
     version: str | None
     pointer: str
+    refused: str = ""
 
 
-def aliases(found: Iterable[Alias], uri: str) -> Finding:
-    """MLflow's aliases are where the signed pointers are."""
-    apart = [each for each in found if each.version != each.pointer]
+def aliases(found: Iterable[Alias], uri: str, *, local: bool = False) -> Finding:
+    """The signed pointers count, and MLflow's aliases are where they are. What somebody moved by hand is left alone:
+    which of the two was meant is for a person to say."""
+    apart = [each for each in found if each.refused or each.version != each.pointer]
     if not apart:
         return Finding("aliases", OK, "where the signed pointers are")
-    faults = [f"{a.alias} of {a.model} is {a.version or 'not set'}, the signed pointer {a.pointer}" for a in apart]
-    mends = [
-        f"MLFLOW_TRACKING_URI={uri} python -c 'import mlflow; mlflow.MlflowClient()"
-        f'.set_registered_model_alias("{a.model}", "{a.alias}", "{a.pointer}")\''
-        for a in apart[:3]
-    ]
-    return Finding("aliases", WRONG, _some(faults), "\n".join(mends))
+    faults, mends = [], []
+    for each in apart:
+        name, model = f"{each.environment}/{each.model}", f"{each.model} --environment {each.environment}"
+        if each.refused:
+            faults.append(f"the pointer of {name} is refused: {each.refused}")
+            mends.append(_person(f"aegis resign {model} --trust OLD.pub", "if OLD.pub was revoked", local=local))
+            continue
+        is_set = each.version or "not set"
+        faults.append(f"{each.alias} of {each.model} is {is_set}, the signed pointer {each.pointer}")
+        mends.append(
+            f"MLFLOW_TRACKING_URI={uri} python -c 'import mlflow; mlflow.MlflowClient()"
+            f'.set_registered_model_alias("{each.model}", "{each.alias}", "{each.pointer}")\''
+        )
+        if each.version:
+            why = f"or, if {each.version} is to serve"
+            mends.append(_person(f"aegis rollback {model} --to {each.version}", why, local=local))
+    return Finding("aliases", WRONG, _some(faults), "\n".join(mends[:6]))
+
+
+def _person(command: str, why: str, *, local: bool) -> str:
+    return f"{command}   # {why}" if local else f"# {why}: {command}, as docs/cli.md does it on a cluster"
 
 
 def models(docs: Iterable[Document]) -> Finding:

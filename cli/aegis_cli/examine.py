@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aegis import pointer, signature
 from aegis.errors import AlreadyExists, Conflict, NotFound, Permanent, Temporary
 from aegis.names import alias_of
-from aegis.signature import Keys
+from aegis.signature import Keys, Untrusted
 from aegis.storage import open_store
 from retrain_trigger.kubernetes import Client, NotInstalled
 from retrain_trigger.local import MODELS
@@ -308,7 +308,9 @@ def _stores(
     if (bucket.state, answer.status) == (OK, 200) and not isinstance(trusted, Unseen):
         try:
             yield doctor.aliases(
-                _aliases(records.records(), models_uri, env, trusted, via, host), f"{parts.scheme}://{host}"
+                _aliases(records.records(), models_uri, env, trusted, via, host),
+                f"{parts.scheme}://{host}",
+                local=local,
             )
         except (Temporary, Permanent) as exc:
             yield Finding("aliases", UNKNOWN, str(exc))
@@ -319,16 +321,21 @@ def _aliases(
 ) -> list[Alias]:
     store, found = open_store(models_uri, env=env), []
     for record in list(records)[:MAX_ALIASES]:
-        champion = pointer.read(store, trusted, record.environment, record.model)
+        alias = alias_of(record.environment, record.policy.alias)
+        try:
+            champion = pointer.read(store, trusted, record.environment, record.model)
+        except Untrusted as exc:
+            told = "; ".join(exc.faults.values())
+            found.append(Alias(record.model, record.environment, alias, None, "", told))
+            continue
         if champion is None:
             continue
-        alias = alias_of(record.environment, record.policy.alias)
         query = urlencode({"name": record.model, "alias": alias})
         answer = _ask(via, f"/api/2.0/mlflow/registered-models/alias?{query}", host)
         if isinstance(answer, Unseen) or answer.status not in (200, 400, 404):
             raise Temporary("MLflow does not say where its aliases are")
         version = json.loads(answer.body)["model_version"]["version"] if answer.status == 200 else None
-        found.append(Alias(record.model, alias, version, champion[0].model_version))
+        found.append(Alias(record.model, record.environment, alias, version, champion[0].model_version))
     return found
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from aegis.errors import OK, USAGE, VERIFICATION_FAILED, NotFound, Permanent, Temporary
 from aegis.events import NAME, SEVERITIES, parse_time, rfc3339
+from aegis.names import SHA256
 from retrain_trigger.kubernetes import NotInstalled, Refused
 from retrain_trigger.model import ROWS, Record, Retrain, Row, object_name
 
@@ -141,6 +142,13 @@ def _parser() -> Parser:
     verify.add_argument("--environment", help="the environment that it must be for")
     verify.add_argument("--pointer", type=Path, metavar="FILE", help="the signed pointer that must name it")
     verify.add_argument("--min-serial", type=int, help="refuse an older pointer")
+    verify.add_argument(
+        "--dataset-prefix", action="append", default=[], metavar="URI", help="all its data must be below one of these"
+    )
+    verify.add_argument(
+        "--kind", action="append", default=[], metavar="KIND", help="allow only such files: .json, MLmodel (repeatable)"
+    )
+    verify.add_argument("--allow-pickle", action="store_true", help="accept files that run code when loaded")
     verify.add_argument("--extract", type=Path, metavar="DIR", help="put the verified model there")
     verify.add_argument("--json", action="store_true", help="for scripts")
 
@@ -149,6 +157,21 @@ def _parser() -> Parser:
     adopt.add_argument("directory", type=Path, metavar="DIR", help="an MLflow model directory")
     adopt.add_argument("--dataset", default="", metavar="URI", help="what it was trained on, so that retrains keep it")
     adopt.add_argument("--allow-pickle", action="store_true", help="accept files that run code when loaded")
+
+    rollback = add("rollback", _rollback, "make an older model the champion again, under a new pointer")
+    _model(rollback)
+    rollback.add_argument(
+        "--to", default="previous", metavar="WHICH", help="sha256 of its archive, registered version, or previous"
+    )
+
+    resign = add("resign", _resign, "sign the champion's bytes anew with the current key")
+    _model(resign)
+    resign.add_argument(
+        "--trust", action="append", default=[], type=Path, metavar="OLD.pub", help="believe this public key for once"
+    )
+    resign.add_argument(
+        "--package", type=_sha256, metavar="SHA256", help="refuse any other champion than this archive"
+    )
 
     name = add("name", _name, "print the name of a model's ManagedModel object", state=False)
     _model(name)
@@ -188,6 +211,12 @@ def _cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workflow-namespace", type=label, metavar="NS", help="of Workflows (default: aegis-workflows)"
     )
+
+
+def _sha256(text: str) -> str:
+    if SHA256.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError("must be a sha256 in hex")
+    return text
 
 
 def _url(text: str) -> str:
@@ -433,8 +462,10 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 def _verify(parsed: argparse.Namespace) -> int:
     from aegis import signature
-    from sign_model.verify import verify_directory
+    from sign_model.verify import Policy, policy_faults, verify_directory
 
+    if wrong := policy_faults(("--dataset-prefix", parsed.dataset_prefix), ("--kind", parsed.kind)):
+        raise Permanent("bad policy", wrong, exit_code=USAGE)
     keys = signature.load_keys(parsed.keys or State(parsed.state.absolute()).trusted)
     faults = verify_directory(
         parsed.directory,
@@ -444,6 +475,7 @@ def _verify(parsed: argparse.Namespace) -> int:
         pointer_file=parsed.pointer,
         min_serial=parsed.min_serial,
         target=parsed.extract,
+        policy=Policy(tuple(parsed.dataset_prefix), frozenset(parsed.kind), parsed.allow_pickle),
     )
     if parsed.json:
         print(json.dumps({"verified": not faults, "faults": faults}))
@@ -469,6 +501,31 @@ def _adopt(parsed: argparse.Namespace) -> int:
         allow_pickle=parsed.allow_pickle,
     )
     print(f"{parsed.environment}/{parsed.model}: {done.explanation} (serial {done.serial}, version {done.version})")
+    return OK
+
+
+def _rollback(parsed: argparse.Namespace) -> int:
+    from .adoption import rolled_back
+
+    state = State(parsed.state.absolute())
+    done = rolled_back(state, parsed.environment, parsed.model, parsed.to, mlflow=state.urls()["mlflow"])
+    print(shown(done.explanation))
+    return OK if done.version else NO  # no version: somebody else moved the pointer meanwhile
+
+
+def _resign(parsed: argparse.Namespace) -> int:
+    from .adoption import resigned
+
+    state = State(parsed.state.absolute())
+    done = resigned(
+        state,
+        parsed.environment,
+        parsed.model,
+        mlflow=state.urls()["mlflow"],
+        believed=parsed.trust,
+        only=parsed.package or "",
+    )
+    print(shown(done.explanation))
     return OK
 
 

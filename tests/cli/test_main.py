@@ -27,8 +27,8 @@ from tests.signing.world import World
 from tests.support import free_ports
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-COMMANDS = ["up", "send", "models", "why", "retrain", "approve", "doctor", "verify", "adopt", "name", "config",
-            "demo"]  # fmt: skip
+COMMANDS = ["up", "send", "models", "why", "retrain", "approve", "doctor", "verify", "adopt", "rollback", "resign",
+            "name", "config", "demo"]  # fmt: skip
 Output = pytest.CaptureFixture[str]
 
 
@@ -385,6 +385,9 @@ class OneVersion:
 
     def register(self, *_: object) -> str:
         return "1"
+
+    def versions(self, _: str) -> Mapping[str, Mapping[str, str]]:
+        return {"1": {}}
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         pass
