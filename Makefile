@@ -31,11 +31,15 @@ test: $(VENV)/.dev lint coverage
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-# The parsers take foreign text, so nearly each of their branches has to be seen by their own tests.
+# The parsers take foreign text, or bytes that somebody says are signed, so nearly each of their branches has to be seen by their own tests.
 coverage: $(VENV)/.dev
 	@$(BIN)/python -m pytest --quiet --no-header --no-summary --cov-branch --cov-fail-under=95 --cov-report=term \
 		--cov=aegis.events --cov=aegis.strict --cov=alert_receiver.alertmanager --cov=alert_receiver.mapping \
 		tests/events tests/receiver/test_alertmanager.py tests/receiver/test_mapping.py
+	@$(BIN)/python -m pytest --quiet --no-header --no-summary --cov-branch --cov-fail-under=95 --cov-report=term \
+		--cov=aegis.manifest --cov=aegis.signature --cov=aegis.package --cov=aegis.pointer \
+		tests/signing/test_manifest.py tests/signing/test_signature.py tests/signing/test_package.py \
+		tests/signing/test_attacks.py tests/signing/test_fuzz.py
 
 bench: $(VENV)/.dev
 	@for each in receiver trigger train_step signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}

