@@ -169,9 +169,7 @@ def _parser() -> Parser:
     resign.add_argument(
         "--trust", action="append", default=[], type=Path, metavar="OLD.pub", help="believe this public key for once"
     )
-    resign.add_argument(
-        "--package", type=_sha256, metavar="SHA256", help="refuse any other champion than this archive"
-    )
+    resign.add_argument("--package", type=_sha256, metavar="SHA256", help="refuse any other champion than this archive")
 
     name = add("name", _name, "print the name of a model's ManagedModel object", state=False)
     _model(name)
