@@ -6,6 +6,7 @@ grows, so a reader can refuse an older one. Nothing here registers, trains or se
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from aegis.storage import Store
 PAYLOAD_TYPE = "application/vnd.aegis.pointer.v1+json"
 """Not in-toto: a signed statement can't be passed off as a pointer, nor a pointer as a statement."""
 MAX_POINTER = 64 << 10
+
+
+MARK = re.compile(rf"{SHA256.pattern}@[1-9][0-9]{{0,15}}", re.ASCII)
+"""What `Pointer.mark` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,11 @@ class Pointer:
     model_version: str
     workflow: str
     promoted_at: str
+
+    @property
+    def mark(self) -> str:
+        """Which champion and which time: `<tar sha256>@<serial>`. After a rollback the same archive is another one."""
+        return f"{self.tar_sha256}@{self.serial}"
 
 
 @dataclass(frozen=True, slots=True)

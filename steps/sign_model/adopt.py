@@ -66,7 +66,7 @@ def adopt(
         environment=environment,
         model=model,
         tar_sha256=signed.tar_sha256,
-        champion=found[0].tar_sha256 if found else "",
+        champion=found[0].mark if found else "",
         workflow="adopted",
         workflow_uid="adopted",
         run_id=run_id,

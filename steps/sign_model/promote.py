@@ -18,7 +18,7 @@ from pathlib import Path
 from aegis import package, pointer, signature
 from aegis.errors import Conflict, Temporary
 from aegis.package import Package
-from aegis.pointer import Pointer
+from aegis.pointer import MARK, Pointer
 from aegis.signature import Keys, Signer
 from aegis.step import run, write_outputs
 from aegis.storage import Store, open_store
@@ -41,7 +41,7 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to promote, on whose behalf, and which champion (tar digest, "" for none) it was compared with."""
+    """What to promote, on whose behalf, and which champion (`Pointer.mark`, "" for none) it was compared with."""
 
     environment: str
     model: str
@@ -69,7 +69,7 @@ def promote(
     """Promote one package. A pointer that moved since the gate looked makes it stale, which is no error."""
     environment, model = request.environment, request.model
     found = pointer.read(store, trusted, environment, model)
-    if not _ours(found, request) and _tar(found) != request.champion:
+    if not _ours(found, request) and _mark(found) != request.champion:
         return _stale(found, request)
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         directory = Path(place) / "model"
@@ -131,13 +131,18 @@ def _ours(found: tuple[Pointer, str] | None, request: Request) -> bool:
     )
 
 
-def _tar(found: tuple[Pointer, str] | None) -> str:
-    return found[0].tar_sha256 if found else ""
+def _mark(found: tuple[Pointer, str] | None) -> str:
+    return found[0].mark if found else ""
+
+
+def _short(mark: str) -> str:
+    tar, _, serial = mark.partition("@")
+    return f"{tar[:12]} (serial {serial})" if mark else "none"
 
 
 def _stale(found: tuple[Pointer, str] | None, request: Request) -> Promotion:
-    text = f"The champion changed while this model was made: {_tar(found)[:12] or 'none'} now, "
-    text += f"{request.champion[:12] or 'none'} when it was compared."
+    text = f"The champion changed while this model was made: {_short(_mark(found))} now, "
+    text += f"{_short(request.champion)} when it was compared."
     return Promotion(STALE, text, found[0].serial if found else 0, "")
 
 
@@ -160,7 +165,7 @@ def _body(env: Mapping[str, str]) -> str:
         environment=context.environment,
         model=context.model,
         tar_sha256=wanted(env, "AEGIS_PACKAGE"),
-        champion=wanted(env, "AEGIS_CHAMPION", empty=True),
+        champion=wanted(env, "AEGIS_CHAMPION", MARK, "a sha256 in hex, @ and a serial, or empty", empty=True),
         workflow=context.workflow,
         workflow_uid=context.workflow_uid,
         run_id=context.run_id,

@@ -58,7 +58,7 @@ def rollback(
         environment=environment,
         model=model,
         tar_sha256=tar_sha256,
-        champion=champion,
+        champion=found[0].mark,
         workflow="rollback",
         workflow_uid=held.workflow_uid,  # by this the registry knows the version that is there
         run_id=run_id if isinstance(run_id, str) else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,9 +80,12 @@ class Context:
         return printable(value[:1000]) if isinstance(value, str) else ""
 
 
-def wanted(env: Mapping[str, str], name: str, *, empty: bool = False) -> str:
-    """A sha256 in hex from the environment; `Permanent` (64) if it is not there or not one."""
+def wanted(
+    env: Mapping[str, str], name: str, form: re.Pattern[str] = SHA256, told: str = "a sha256 in hex", *,
+    empty: bool = False,
+) -> str:  # fmt: skip
+    """A digest, or a text of another form, from the environment; `Permanent` (64) if it is not there or not one."""
     value = env.get(name)
-    if value is None or not (SHA256.fullmatch(value) or (empty and not value)):
-        raise Permanent("bad settings", {name: "must be a sha256 in hex"}, exit_code=USAGE)
+    if value is None or not (form.fullmatch(value) or (empty and not value)):
+        raise Permanent("bad settings", {name: f"must be {told}"}, exit_code=USAGE)
     return value

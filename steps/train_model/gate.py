@@ -54,7 +54,7 @@ def _gate(attempt: Attempt, env: Mapping[str, str]) -> str:
     explanation = "; ".join([result.explanation, *notes])
     outcome = "Accepted" if result.accept else "Rejected"
     outputs = {"verdict": "accept" if result.accept else "reject", "digest": digest, "outcome": outcome}
-    outputs["champion"] = champion.pointer.tar_sha256 if champion else ""  # a promotion after another is refused
+    outputs["champion"] = champion.pointer.mark if champion else ""  # a promotion after another is refused
     if run is not None:
         _show(attempt, run, result, explanation, labels, predictions, digest)
     write_outputs(attempt.out, outputs | {"explanation": explanation})

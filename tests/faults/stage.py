@@ -368,7 +368,7 @@ class Gate(Scenario):
 
     def check(self) -> None:
         found = self.outputs
-        assert (found["verdict"], found["champion"]) == ("accept", self.tar), found
+        assert (found["verdict"], found["champion"]) == ("accept", f"{self.tar}@1"), found
         assert found["digest"] == digest(self.stage.retrained[1])
         run = self.the_run()
         assert (run.info.run_id, run.info.status) == (self.env["AEGIS_RUN_ID"], "FINISHED")
@@ -408,7 +408,7 @@ class Promote(Scenario):
         self.point("0" * 64)
         self.new = self.signed(self.stage.retrained[1], self.uid).tar_sha256
         self.before = self.packages()
-        self.env |= {"AEGIS_PACKAGE": self.new, "AEGIS_CHAMPION": self.tar, "AEGIS_RUN_ID": self.begin()}
+        self.env |= {"AEGIS_PACKAGE": self.new, "AEGIS_CHAMPION": f"{self.tar}@1", "AEGIS_RUN_ID": self.begin()}
 
     def check(self) -> None:
         client, now, run, found = self.stage.client, self.pointer(), self.the_run(), self.outputs

@@ -158,6 +158,16 @@ def test_the_next_retrain_is_compared_with_the_model_that_serves(world: World, m
     assert world.promoted(third, models, first, "uid-c").serial == 4
 
 
+def test_a_promotion_that_argo_repeats_does_not_undo_a_rollback(world: World, models: MlflowRegistry) -> None:
+    """The champion's bytes are again those that it was compared with; the serial says that somebody decided since."""
+    first, second = promoted(world, models, "a", "b")
+    back(world, models)
+    again = world.promoted(second, models, f"{first}@1", "uid-b")
+    assert again.outcome == STALE
+    assert "(serial 3) now" in again.explanation
+    assert (serving(world).tar_sha256, alias(world, models)) == (first, "1")
+
+
 def test_only_what_verifies_comes_back(world: World, models: MlflowRegistry) -> None:
     first, second = promoted(world, models, "a", "b")
     before = world.pointer_file().read_bytes()

@@ -133,6 +133,9 @@ class World:
     def promoted(
         self, tar: str, models: Registry, champion: str = "", uid: str = "uid-1", store: Store | None = None
     ) -> Promotion:
+        now = self.pointer()
+        if champion and "@" not in champion:  # as the gate saw it: the one of now, or one that was there before
+            champion = now.mark if now and now.tar_sha256 == champion else f"{champion}@1"
         request = Request(
             environment=self.environment,
             model=self.model,

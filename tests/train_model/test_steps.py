@@ -76,7 +76,7 @@ def test_trained_on_old_and_new_the_challenger_beats_the_fallen_champion(world: 
     tar = enthrone(world, champion)
     end = [world.run(step) for step in ("fetch", "train", "gate")][-1]
     assert (end.code, end.out["verdict"], end.out["outcome"]) == (0, "accept", "Accepted"), end.text
-    assert end.out["champion"] == tar
+    assert end.out["champion"] == f"{tar}@1"
     assert "slice drifted +" in end.out["explanation"]
     assert "on 1,194 rows (p = " in end.out["explanation"]
     trained = json.loads((world.root / "out" / "model" / "aegis_dataset.json").read_text())
