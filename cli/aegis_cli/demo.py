@@ -405,7 +405,7 @@ CHECKS: dict[str, Callable[[Demo], None]] = {
     "the stock model_signing command accepts the signature": _signed,
     "the promoted version leads back to the alert": _leads_back,
     "the same alert again, and another, made no second Workflow": _held_back,
-    "harmful data was refused": _refused_by_gate(HARMED, "worse than the champion"),
+    "harmful data was refused": _refused_by_gate(HARMED, "than the champion"),
     "a forgetful trainer was refused": _refused_by_gate(FORGETFUL, "slice reference lost too much"),
 }
 
