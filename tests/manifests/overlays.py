@@ -61,8 +61,8 @@ def pods(documents: tuple[Json, ...]) -> Iterator[tuple[str, Json]]:
             yield name, document["spec"]["jobTemplate"]["spec"]["template"]
 
 
-def workflow_template(documents: tuple[Json, ...]) -> Json:
-    return of(documents, "WorkflowTemplate")["aegis-retrain"]
+def workflow_template(documents: tuple[Json, ...], name: str = "aegis-retrain") -> Json:
+    return of(documents, "WorkflowTemplate")[name]
 
 
 EXECUTOR = "quay.io/argoproj/argoexec:v4.1.2"

@@ -253,6 +253,8 @@ def test_a_pod_that_could_get_at_the_key_is_refused(installed: Api, signing: Jso
     [
         ["python", "-m", "sign_model.sign"],
         ["/argo-bin/bin/argoexec", "emissary", "--", "python", "-m", "sign_model.promote"],
+        ["/argo-bin/bin/argoexec", "emissary", "--", "python", "-m", "sign_model.rollback"],
+        ["/argo-bin/bin/argoexec", "emissary", "--", "python", "-m", "sign_model.resign"],
     ],
 )
 def test_the_signer_s_own_program_is_admitted_however_argo_starts_it(

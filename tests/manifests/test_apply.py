@@ -67,8 +67,9 @@ def _with_ports(container: Json) -> Json:
     return made
 
 
-@pytest.mark.parametrize("step", ["train", "gate", "sign", "promote", "finished"])
+@pytest.mark.parametrize("step", ["train", "gate", "sign", "promote", "finished", "rollback", "resign"])
 def test_the_pod_of_each_step_is_admitted(installed: Api, kubectl: str, step: str) -> None:
-    pod = step_pod(workflow_template(built(kubectl, "plain")), step)
+    template = "aegis-champion" if step in ("rollback", "resign") else "aegis-retrain"
+    pod = step_pod(workflow_template(built(kubectl, "plain"), template), step)
     status, answer = installed("POST", POD.format("aegis-workflows"), pod)
     assert status == 201, answer["message"]

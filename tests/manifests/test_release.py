@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.manifests.overlays import OVERLAYS, ROOT, admitted, built, key
+from tests.manifests.overlays import OVERLAYS, ROOT, admitted, built, key, workflow_template
 
 NAMES = ("aegis-receiver", "aegis-trigger", "aegis-train-model", "aegis-sign-model", "mlflow")
 PLACES = {name: f"registry.example:5000/team/{name}" for name in NAMES[:4]} | {"mlflow": "ghcr.io/mlflow/mlflow"}
@@ -36,7 +36,7 @@ def test_every_image_is_pinned_and_nothing_else_changes(tmp_path: Path, kubectl:
         signer = LINES[3].partition("=")[2]
         assert admitted(documents) == {"image": signer, "executor": "quay.io/argoproj/argoexec"}
         texts = (text.partition("\n")[2].replace(f"'{signer}'", "'aegis-sign-model:0.1.0'"), _built(kubectl, overlay))
-        (template,) = [d for d in documents if d["kind"] == "WorkflowTemplate"]
+        template = workflow_template(documents)
         steps = {step["name"]: step.get("container") or {} for step in template["spec"]["templates"]}
         (told,) = [e["value"] for e in steps["sign"]["env"] if e["name"] == "AEGIS_TRAINER_IMAGE"]
         assert told == steps["train"]["image"] == LINES[2].partition("=")[2]

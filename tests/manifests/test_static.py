@@ -37,7 +37,7 @@ SECRETS = {
     "aegis-signing",
 }
 """Made by a person, by the commands of docs/install.md."""
-PEOPLES_CONFIG = {"aegis-trusted-keys", "kafka-broker-config"}
+PEOPLES_CONFIG = {"aegis-trusted-keys", "aegis-believed-keys", "kafka-broker-config"}
 OURS = {"aegis-receiver", "aegis-trigger", "aegis-train-model", "aegis-sign-model"}
 
 
@@ -230,6 +230,25 @@ def test_sign_and_promote_alone_run_as_the_signer(overlay: tuple[Json, ...]) -> 
     accounts = {t["name"]: t.get("serviceAccountName") for t in workflow_template(overlay)["spec"]["templates"]}
     assert {name for name, account in accounts.items() if account} == {"sign", "promote"}
     assert {account for account in accounts.values() if account} == {"aegis-signer"}
+
+
+def test_who_moves_a_champion_by_hand_has_what_promote_has(overlay: tuple[Json, ...]) -> None:
+    retrain, champion = (workflow_template(overlay, name)["spec"] for name in ("aegis-retrain", "aegis-champion"))
+    own = {"entrypoint", "onExit", "arguments", "templates", "synchronization", "activeDeadlineSeconds"}
+    assert {n: v for n, v in champion.items() if n not in own} == {n: v for n, v in retrain.items() if n not in own}
+    promote = next(t for t in retrain["templates"] if t["name"] == "promote")
+    settings = {e["name"] for e in promote["container"]["env"] if "valueFrom" in e} - {"AEGIS_ALLOW_PICKLE"}
+    for step in champion["templates"]:
+        same = ("serviceAccountName", "metadata", "retryStrategy")
+        assert {n: step[n] for n in same} == {n: promote[n] for n in same}
+        ours, theirs = step["container"], promote["container"]
+        for part in ("image", "securityContext", "resources", "envFrom", "terminationMessagePolicy"):
+            assert ours[part] == theirs[part]
+        assert {e["name"] for e in ours["env"] if "valueFrom" in e} == settings
+        assert {v["name"] for v in step["volumes"]} - {"believed"} == {v["name"] for v in promote["volumes"]}
+        given = {p["name"] for p in champion["arguments"]["parameters"]}
+        used = {m for e in ours["env"] for m in re.findall(r"workflow\.parameters\.(\w+)", e.get("value", ""))}
+        assert used <= given
 
 
 def test_sign_and_promote_alone_get_a_token_for_the_vault_and_reach_it(overlay: tuple[Json, ...]) -> None:

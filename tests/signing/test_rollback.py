@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 from aegis import manifest, package, pointer, signature
@@ -19,10 +21,14 @@ from aegis.storage import Store
 from sign_model import keys
 from sign_model.promote import PROMOTED, STALE, Promotion
 from sign_model.registry import MlflowRegistry
+from sign_model.resign import main as resign_main
 from sign_model.resign import resign
+from sign_model.rollback import main as rollback_main
 from sign_model.rollback import rollback
 from sign_model.verify import verify_directory
 from tests.signing.world import NOW, Fuse, World, dies_everywhere, process_env
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +123,39 @@ class Meanwhile:
             found = pointer.unseal(self.world.pointer_file().read_bytes(), trusted)
             self.world.pointer_file().write_bytes(pointer.seal(replace(found, serial=9), self.signer))
         return getattr(self.world.store, name)
+
+
+# --- on a cluster ---
+
+
+def template_env(world: World, step: str, server: str, **parameters: str) -> dict[str, str]:
+    """The environment that the WorkflowTemplate gives a step, its ConfigMap filled with this world's settings."""
+    document = yaml.safe_load((ROOT / "knative/base/argo/champion-template.yaml").read_text())
+    given = {p["name"]: p.get("value") for p in document["spec"]["arguments"]["parameters"]}
+    given |= {"model": world.model, "environment": world.environment, **parameters}
+    config = {**world.env(), "MLFLOW_TRACKING_URI": server}
+    (container,) = (t["container"] for t in document["spec"]["templates"] if t["name"] == step)
+    env = {}
+    for entry in container["env"]:
+        if "valueFrom" in entry:
+            env[entry["name"]] = config.get(entry["valueFrom"]["configMapKeyRef"]["key"], "")
+        else:
+            env[entry["name"]] = re.sub(r"{{workflow\.parameters\.(\w+)}}", lambda m: given[m[1]], entry["value"])
+    return {**env, **{name: config[name] for name in ("AEGIS_OUT", "AEGIS_TMP")}}
+
+
+def test_the_cluster_s_template_rolls_back_and_signs_again(world: World, database: str, models: MlflowRegistry) -> None:
+    first, _ = promoted(world, models, "a", "b")
+    assert rollback_main(template_env(world, "rollback", database)) == OK
+    assert serving(world).tar_sha256 == first
+    assert rollback_main(template_env(world, "rollback", database, to="7")) == BAD_DATA
+    world.trusted_dir.rename(world.root / "believed")
+    (world.root / "keys" / "signing.pem").unlink()
+    world.signer = keys.ensure(world.root / "keys" / "signing.pem", world.trusted_dir)
+    assert resign_main(template_env(world, "resign", database)) == VERIFICATION_FAILED
+    believed = str(world.root / "believed")
+    assert resign_main(template_env(world, "resign", database, believed=believed, package=first)) == OK
+    assert (serving(world).tar_sha256, serving(world).serial) == (first, 4)
 
 
 # --- rollback -----------------------------------------------------------------------------------------------------
