@@ -75,7 +75,9 @@ def promote(
         directory = Path(place) / "model"
         signed = package.fetch(store, trusted, environment, model, request.tar_sha256, directory)
         version = models.register(directory, model, request.run_id, _tags(request, signed))
+    text = f"{environment}/{model} is version {version}"
     if not _ours(found, request):
+        text += _noted_apart(found, request, version, models)
         new = Pointer(
             model=model,
             environment=environment,
@@ -97,7 +99,16 @@ def promote(
                 models.tag(model, version, {"aegis.outcome": STALE})
                 return _stale(found, request)
     serial = follow(environment, model, request.alias, store=store, trusted=trusted, models=models)
-    return Promotion(PROMOTED, f"{environment}/{model} is version {version}, pointer serial {serial}.", serial, version)
+    return Promotion(PROMOTED, f"{text}, pointer serial {serial}.", serial, version)
+
+
+def _noted_apart(found: tuple[Pointer, str] | None, request: Request, version: str, models: Registry) -> str:
+    """Say, here and on the new version, where the alias was if not at the pointer's version: it follows again now."""
+    was = models.aliased(request.model, request.alias)
+    if was in {"", version, found[0].model_version if found else ""}:
+        return ""
+    models.tag(request.model, version, {registry.APART: was})
+    return f" (the alias {request.alias} stood at version {was}, apart from the pointer; it follows again)"
 
 
 def follow(environment: str, model: str, alias: str, *, store: Store, trusted: Keys, models: Registry) -> int:

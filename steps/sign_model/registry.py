@@ -9,7 +9,7 @@ from typing import Protocol
 from aegis.mlflow_client import connect, errors, experiment
 
 UID, TAR = "aegis.workflow_uid", "aegis.tar_sha256"
-ENVIRONMENT, SERIAL = "aegis.environment", "aegis.pointer_serial"
+ENVIRONMENT, SERIAL, APART = "aegis.environment", "aegis.pointer_serial", "aegis.alias_was_at"
 
 
 class Registry(Protocol):
@@ -21,6 +21,10 @@ class Registry(Protocol):
 
     def versions(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """The tags of each version, the newest thousand."""
+        ...
+
+    def aliased(self, name: str, alias: str) -> str:
+        """The version that an alias is at, or empty."""
         ...
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -63,6 +67,12 @@ class MlflowRegistry:
                 f"name = '{name}'", max_results=1000, order_by=["version_number DESC"]
             )
             return {str(each.version): dict(each.tags) for each in found}
+
+    def aliased(self, name: str, alias: str) -> str:
+        with errors():
+            found = self._client.search_registered_models(f"name = '{name}'")
+            aliases = {key: str(value) for model in found for key, value in model.aliases.items()}
+            return aliases.get(alias, "")
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         with errors():

@@ -392,6 +392,9 @@ class OneVersion:
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         pass
 
+    def aliased(self, *_: str) -> str:
+        return ""
+
     def alias(self, name: str, alias: str, version: str) -> None:
         self.aliases.append((name, alias, version))
 

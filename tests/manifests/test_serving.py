@@ -124,6 +124,9 @@ class NoRegistry:
     def tag(self, *_: object) -> None:
         pass
 
+    def aliased(self, *_: object) -> str:
+        return ""
+
     def alias(self, *_: object) -> None:
         pass
 

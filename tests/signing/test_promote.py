@@ -77,6 +77,21 @@ def test_the_next_champion_gets_the_next_serial_and_the_alias(world: World, mode
     assert (done.outcome, done.serial, done.version, alias(world, models._client)) == (PROMOTED, 2, "2", "2")
 
 
+def test_an_alias_that_was_apart_from_the_pointer_is_not_moved_without_a_word(
+    world: World, models: MlflowRegistry
+) -> None:
+    tars = [world.signed(world.make_model(text, text), f"uid-{text}").tar_sha256 for text in ("a", "b", "c")]
+    for tar, champion, text in zip(tars[:2], ["", tars[0]], "ab", strict=True):
+        assert "apart" not in world.promoted(tar, models, champion, f"uid-{text}").explanation
+    models.alias(world.model, "champion", "1")  # by hand
+    done = world.promoted(tars[2], models, tars[1], "uid-c")
+    assert "the alias champion stood at version 1, apart from the pointer" in done.explanation
+    assert alias(world, models._client) == "3"
+    told = {v.version: v.tags.get("aegis.alias_was_at") for v in versions(world, models._client)}
+    assert {str(number): tag for number, tag in told.items()} == {"1": None, "2": None, "3": "1"}
+    assert "apart" not in world.promoted(tars[2], models, tars[1], "uid-c").explanation, "again"
+
+
 def test_a_challenger_compared_with_an_older_champion_is_stale_and_changes_nothing(
     world: World, models: MlflowRegistry
 ) -> None:
