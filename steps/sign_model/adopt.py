@@ -6,17 +6,14 @@ A person's act (`aegis adopt`): no gate judged the model, and it replaces whatev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from aegis import pointer
 from aegis.errors import USAGE, Permanent
 from aegis.names import ALIAS, NAME, alias_of
 from aegis.package import Origin
-from aegis.signature import Keys, Signer
-from aegis.storage import Store
+from sign_model.chain import Chain
 from sign_model.promote import Promotion, Request, promote
-from sign_model.registry import Registry
 from sign_model.sign import sign, sources_of
 
 
@@ -24,14 +21,8 @@ def adopt(
     directory: Path,
     environment: str,
     model: str,
+    chain: Chain,
     *,
-    store: Store,
-    models_uri: str,
-    signer: Signer,
-    trusted: Keys,
-    models: Registry,
-    now: datetime,
-    scratch: Path,
     sources: Sequence[Mapping[str, str]] | None = None,
     dataset_uri: str = "",
     run_id: str = "",
@@ -60,8 +51,10 @@ def adopt(
             "person who adopted the model",
         ),
     )
-    signed = sign(directory, origin, None, store=store, signer=signer, trusted=trusted, scratch=scratch)
-    found = pointer.read(store, trusted, environment, model)
+    signed = sign(
+        directory, origin, None, store=chain.store, signer=chain.signer, trusted=chain.trusted, scratch=chain.scratch
+    )
+    found = pointer.read(chain.store, chain.trusted, environment, model)
     request = Request(
         environment=environment,
         model=model,
@@ -71,6 +64,5 @@ def adopt(
         workflow_uid="adopted",
         run_id=run_id,
         alias=alias_of(environment, alias),
-        models_uri=models_uri,
     )
-    return promote(request, store=store, trusted=trusted, signer=signer, models=models, now=now, scratch=scratch)
+    return promote(request, chain)

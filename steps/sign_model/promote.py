@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aegis import package, pointer, signature
+from aegis import package, pointer
 from aegis.errors import Conflict, Temporary
 from aegis.package import Package
 from aegis.pointer import MARK, Pointer
-from aegis.signature import Keys, Signer
 from aegis.step import run, write_outputs
-from aegis.storage import Store, open_store
-from sign_model import keys, registry
-from sign_model.registry import MlflowRegistry, Registry
+from sign_model import registry
+from sign_model.chain import Chain
+from sign_model.registry import Registry
 from sign_model.step import Context, wanted
 
 PROMOTED, STALE = "Promoted", "Failed:StaleChallenger"
@@ -51,30 +50,21 @@ class Request:
     workflow_uid: str
     run_id: str
     alias: str
-    models_uri: str
     told: Mapping[str, str] = field(default_factory=dict)
     """More tags for the version: the event and the decision that led here."""
 
 
-def promote(
-    request: Request,
-    *,
-    store: Store,
-    trusted: Keys,
-    signer: Signer,
-    models: Registry,
-    now: datetime,
-    scratch: Path,
-) -> Promotion:
+def promote(request: Request, chain: Chain) -> Promotion:
     """Promote one package. A pointer that moved since the gate looked makes it stale, which is no error."""
     environment, model = request.environment, request.model
+    store, trusted, models = chain.store, chain.trusted, chain.models
     found = pointer.read(store, trusted, environment, model)
     if not _ours(found, request) and _mark(found) != request.champion:
         return _stale(found, request)
-    with tempfile.TemporaryDirectory(dir=scratch) as place:
+    with tempfile.TemporaryDirectory(dir=chain.scratch) as place:
         directory = Path(place) / "model"
         signed = package.fetch(store, trusted, environment, model, request.tar_sha256, directory)
-        version = models.register(directory, model, request.run_id, _tags(request, signed))
+        version = models.register(directory, model, request.run_id, _tags(request, signed, chain))
     text = f"{environment}/{model} is version {version}"
     if not _ours(found, request):
         text += _noted_apart(found, request, version, models)
@@ -84,21 +74,23 @@ def promote(
             serial=found[0].serial + 1 if found else 1,
             tar_sha256=request.tar_sha256,
             root_digest=signed.root_digest,
-            package=uri_of(request.models_uri, signed),
+            package=uri_of(chain.models_uri, signed),
             run_id=request.run_id,
             model_version=version,
             workflow=request.workflow_uid,
-            promoted_at=stamp(now),
+            promoted_at=stamp(chain.now),
         )
         try:
-            store.swap(pointer.path_of(environment, model), pointer.seal(new, signer), found[1] if found else None)
+            store.swap(
+                pointer.path_of(environment, model), pointer.seal(new, chain.signer), found[1] if found else None
+            )
         except Conflict:
             # Somebody else won, or it was us and only the answer was lost.
             found = pointer.read(store, trusted, environment, model)
             if not _ours(found, request):
                 models.tag(model, version, {"aegis.outcome": STALE})
                 return _stale(found, request)
-    serial = follow(environment, model, request.alias, store=store, trusted=trusted, models=models)
+    serial = follow(environment, model, request.alias, chain)
     return Promotion(PROMOTED, f"{text}, pointer serial {serial}.", serial, version)
 
 
@@ -111,8 +103,9 @@ def _noted_apart(found: tuple[Pointer, str] | None, request: Request, version: s
     return f" (the alias {request.alias} stood at version {was}, apart from the pointer; it follows again)"
 
 
-def follow(environment: str, model: str, alias: str, *, store: Store, trusted: Keys, models: Registry) -> int:
+def follow(environment: str, model: str, alias: str, chain: Chain) -> int:
     """Bring tag and alias to where the pointer is, again if it moved meanwhile; its serial."""
+    store, trusted, models = chain.store, chain.trusted, chain.models
     for _ in range(8):
         found = pointer.read(store, trusted, environment, model)
         if found is None:
@@ -157,7 +150,7 @@ def _stale(found: tuple[Pointer, str] | None, request: Request) -> Promotion:
     return Promotion(STALE, text, found[0].serial if found else 0, "")
 
 
-def _tags(request: Request, signed: Package) -> dict[str, str]:
+def _tags(request: Request, signed: Package, chain: Chain) -> dict[str, str]:
     return {
         registry.UID: request.workflow_uid,
         registry.TAR: signed.tar_sha256,
@@ -165,7 +158,7 @@ def _tags(request: Request, signed: Package) -> dict[str, str]:
         "aegis.workflow": request.workflow,
         "aegis.run_id": request.run_id,
         "aegis.root_digest": signed.root_digest,
-        "aegis.package": uri_of(request.models_uri, signed),
+        "aegis.package": uri_of(chain.models_uri, signed),
         **request.told,
     }
 
@@ -181,18 +174,9 @@ def _body(env: Mapping[str, str]) -> str:
         workflow_uid=context.workflow_uid,
         run_id=context.run_id,
         alias=context.alias,
-        models_uri=context.models_uri,
         told={f"aegis.{name}": context.told(name) for name in ("event_id", "fingerprint", "reason")},
     )
-    done = promote(
-        request,
-        store=open_store(context.models_uri, env=env),
-        trusted=signature.load_keys(context.trusted_keys),
-        signer=keys.load(context.signing_key, env),
-        models=MlflowRegistry(env.get("MLFLOW_TRACKING_URI", "")),
-        now=datetime.now(UTC),
-        scratch=context.scratch,
-    )
+    done = promote(request, Chain.of(context, env))
     outputs = {"outcome": done.outcome, "pointer": str(done.serial), "registered-version": done.version}
     write_outputs(context.out, outputs | {"explanation": done.explanation})
     return f"{done.outcome}: {done.explanation}"

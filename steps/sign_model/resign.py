@@ -10,19 +10,16 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from aegis import manifest, package, pointer, signature
 from aegis.errors import SIGNING_DENIED, NotFound, Permanent
 from aegis.names import alias_of
 from aegis.package import Package
-from aegis.signature import Keys, Signer, Untrusted
+from aegis.signature import Keys, Untrusted
 from aegis.step import run
-from aegis.storage import Store, open_store
-from sign_model import keys
+from sign_model.chain import Chain
 from sign_model.promote import PROMOTED, Promotion, follow, stamp, uri_of
-from sign_model.registry import MlflowRegistry, Registry
 from sign_model.sign import key_of, publish
 from sign_model.step import Context, wanted
 
@@ -30,15 +27,9 @@ from sign_model.step import Context, wanted
 def resign(
     environment: str,
     model: str,
+    chain: Chain,
     *,
-    store: Store,
-    models_uri: str,
-    signer: Signer,
-    trusted: Keys,
     believed: Keys,
-    models: Registry,
-    now: datetime,
-    scratch: Path,
     only: str = "",
     alias: str = "",
 ) -> Promotion:
@@ -48,6 +39,7 @@ def resign(
     other champion: who holds a stolen key may have moved the pointer. What the old key signed stays where it is, and
     stays good for whoever trusts that key. Again, or killed anywhere: only what is missing is done.
     """
+    store, trusted, signer = chain.store, chain.trusted, chain.signer
     key = key_of(signer)
     if key not in trusted:
         raise Permanent("the signing key is not among the trusted keys", {"key": signer.uri}, exit_code=SIGNING_DENIED)
@@ -64,23 +56,26 @@ def resign(
         source, held = package.read(store, everyone, environment, model, current.tar_sha256), None
     if source.root_digest != current.root_digest:
         raise Untrusted("the champion is refused", {"root_digest": "is not the one that the pointer names"})
-    held = held or _signed_again(source, store, everyone, own, signer, scratch)
+    held = held or _signed_again(source, chain, everyone, own)
     try:
         done = pointer.read(store, own, environment, model) == found
     except Untrusted:
         done = False
     if not done:
-        new = replace(current, serial=current.serial + 1, package=uri_of(models_uri, held), promoted_at=stamp(now))
+        new = replace(
+            current, serial=current.serial + 1, package=uri_of(chain.models_uri, held), promoted_at=stamp(chain.now)
+        )
         store.swap(pointer.path_of(environment, model), pointer.seal(new, signer), version)
     chosen = alias_of(environment, alias)
-    serial = follow(environment, model, chosen, store=store, trusted=trusted, models=models)
+    serial = follow(environment, model, chosen, chain)
     text = f"{environment}/{model} is signed by {signer.uri}, pointer serial {serial}."
     return Promotion(PROMOTED, text, serial, current.model_version)
 
 
-def _signed_again(source: Package, store: Store, everyone: Keys, own: Keys, signer: Signer, scratch: Path) -> Package:
+def _signed_again(source: Package, chain: Chain, everyone: Keys, own: Keys) -> Package:
+    store, signer = chain.store, chain.signer
     environment, model, tar_sha256 = source.environment, source.model, source.tar_sha256
-    with tempfile.TemporaryDirectory(dir=scratch) as place:
+    with tempfile.TemporaryDirectory(dir=chain.scratch) as place:
         tar = package.download(store, source, Path(place))
         with tar.open("rb") as stream:
             manifest.unpack(stream, source.files, tar_sha256, None)
@@ -96,15 +91,9 @@ def _body(env: Mapping[str, str]) -> str:
     done = resign(
         context.environment,
         context.model,
-        store=open_store(context.models_uri, env=env),
-        models_uri=context.models_uri,
-        signer=keys.load(context.signing_key, env),
-        trusted=signature.load_keys(context.trusted_keys),
+        Chain.of(context, env),
         believed=signature.load_keys(Path(believed)) if believed else {},
         only=wanted(env, "AEGIS_PACKAGE") if env.get("AEGIS_PACKAGE") else "",
-        models=MlflowRegistry(env.get("MLFLOW_TRACKING_URI", "")),
-        now=datetime.now(UTC),
-        scratch=context.scratch,
         alias=context.alias,
     )
     return done.explanation

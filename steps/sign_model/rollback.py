@@ -10,18 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from pathlib import Path
 
-from aegis import package, pointer, signature
+from aegis import package, pointer
 from aegis.errors import NotFound, Temporary
 from aegis.names import SHA256, alias_of
-from aegis.signature import Keys, Signer
 from aegis.step import run
-from aegis.storage import Store, open_store
-from sign_model import keys
+from sign_model.chain import Chain
 from sign_model.promote import PROMOTED, Promotion, Request, promote
-from sign_model.registry import ENVIRONMENT, SERIAL, TAR, MlflowRegistry, Registry
+from sign_model.registry import ENVIRONMENT, SERIAL, TAR
 from sign_model.step import Context
 
 PREVIOUS = "previous"
@@ -32,14 +28,8 @@ def rollback(
     environment: str,
     model: str,
     to: str,
+    chain: Chain,
     *,
-    store: Store,
-    models_uri: str,
-    signer: Signer,
-    trusted: Keys,
-    models: Registry,
-    now: datetime,
-    scratch: Path,
     alias: str = "",
 ) -> Promotion:
     """Make an older package the champion: its tar digest, a version of the registry, or the champion before this one.
@@ -47,11 +37,12 @@ def rollback(
     It is verified to its last byte as for any promotion (76). `NotFound` if there is no such package, or no champion.
     Two in a row end where they began. If it is the champion already, only tag and alias are put right.
     """
+    store, trusted = chain.store, chain.trusted
     found = pointer.read(store, trusted, environment, model)
     if found is None:
         raise NotFound(f"{environment}/{model} has no champion to roll back from")
     champion = found[0].tar_sha256
-    tar_sha256 = to if SHA256.fullmatch(to) else _known(models.versions(model), environment, to, champion)
+    tar_sha256 = to if SHA256.fullmatch(to) else _known(chain.models.versions(model), environment, to, champion)
     held = package.read(store, trusted, environment, model, tar_sha256)
     run_id = held.internal.get("run_id")
     request = Request(
@@ -63,9 +54,8 @@ def rollback(
         workflow_uid=held.workflow_uid,  # by this the registry knows the version that is there
         run_id=run_id if isinstance(run_id, str) else "",
         alias=alias_of(environment, alias),
-        models_uri=models_uri,
     )
-    return promote(request, store=store, trusted=trusted, signer=signer, models=models, now=now, scratch=scratch)
+    return promote(request, chain)
 
 
 def _known(versions: Mapping[str, Mapping[str, str]], environment: str, to: str, champion: str) -> str:
@@ -96,13 +86,7 @@ def _body(env: Mapping[str, str]) -> str:
         context.environment,
         context.model,
         env.get("AEGIS_TO") or PREVIOUS,
-        store=open_store(context.models_uri, env=env),
-        models_uri=context.models_uri,
-        signer=keys.load(context.signing_key, env),
-        trusted=signature.load_keys(context.trusted_keys),
-        models=MlflowRegistry(env.get("MLFLOW_TRACKING_URI", "")),
-        now=datetime.now(UTC),
-        scratch=context.scratch,
+        Chain.of(context, env),
         alias=context.alias,
     )
     if done.outcome != PROMOTED:

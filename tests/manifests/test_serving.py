@@ -17,6 +17,7 @@ from aegis.errors import OK, VERIFICATION_FAILED
 from aegis.storage import open_store
 from sign_model import keys
 from sign_model.adopt import adopt
+from sign_model.chain import Chain
 from tests.cluster.control_plane import ControlPlane
 from tests.manifests.conftest import HERE, Api
 from tests.manifests.overlays import KNATIVE, Json
@@ -160,8 +161,11 @@ class Machine:
         trusted = signature.trust([self.signer.public_pem()])
         done = adopt(
             directory, env["AEGIS_ENVIRONMENT"], env["AEGIS_MODEL"],
-            store=open_store(env["AEGIS_MODELS_URI"], env=self.bucket), models_uri=env["AEGIS_MODELS_URI"],
-            signer=self.signer, trusted=trusted, models=NoRegistry(), now=NOW, scratch=self.root, dataset_uri=dataset,
+            Chain(
+                store=open_store(env["AEGIS_MODELS_URI"], env=self.bucket), models_uri=env["AEGIS_MODELS_URI"],
+                signer=self.signer, trusted=trusted, models=NoRegistry(), now=NOW, scratch=self.root,
+            ),
+            dataset_uri=dataset,
         )  # fmt: skip
         assert done.outcome == "Promoted"
 

@@ -22,7 +22,7 @@ from sign_model import adopt
 from sign_model.promote import PROMOTED, STALE, Promotion, main
 from sign_model.registry import MlflowRegistry
 from sign_model.verify import verify_directory
-from tests.signing.world import NOW, Fuse, World, dies_everywhere, encoded, process_env
+from tests.signing.world import Fuse, World, dies_everywhere, encoded, process_env
 
 
 @pytest.fixture(autouse=True)
@@ -315,19 +315,7 @@ def test_a_real_server_takes_an_adopted_model(world: World, server: str) -> None
 
 
 def adopted(world: World, models: MlflowRegistry, directory: Path, alias: str = "") -> Promotion:
-    return adopt.adopt(
-        directory,
-        world.environment,
-        world.model,
-        store=world.store,
-        models_uri=world.uri,
-        signer=world.signer,
-        trusted=world.trusted,
-        models=models,
-        now=NOW,
-        scratch=world.scratch,
-        alias=alias,
-    )
+    return adopt.adopt(directory, world.environment, world.model, world.chain(models), alias=alias)
 
 
 def test_a_model_that_already_serves_is_adopted_once_and_can_come_back(world: World, models: MlflowRegistry) -> None:

@@ -26,7 +26,7 @@ from sign_model.resign import resign
 from sign_model.rollback import main as rollback_main
 from sign_model.rollback import rollback
 from sign_model.verify import verify_directory
-from tests.signing.world import NOW, Fuse, World, dies_everywhere, process_env
+from tests.signing.world import Fuse, World, dies_everywhere, process_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,36 +48,14 @@ def promoted(world: World, models: MlflowRegistry, *texts: str) -> list[str]:
 
 
 def back(world: World, models: MlflowRegistry, to: str = "previous", store: Store | None = None) -> Promotion:
-    return rollback(
-        world.environment,
-        world.model,
-        to,
-        store=store or world.store,
-        models_uri=world.uri,
-        signer=world.signer,
-        trusted=world.trusted,
-        models=models,
-        now=NOW,
-        scratch=world.scratch,
-    )
+    return rollback(world.environment, world.model, to, world.chain(models, store))
 
 
 def again(
     world: World, models: MlflowRegistry, believed: Keys | None = None, wanted: str = "", store: Store | None = None
 ) -> Promotion:
-    return resign(
-        world.environment,
-        world.model,
-        store=store or world.store,
-        models_uri=world.uri,
-        signer=world.signer,
-        trusted=world.trusted,
-        believed=believed or {},
-        models=models,
-        now=NOW,
-        scratch=world.scratch,
-        only=wanted,
-    )
+    chain = world.chain(models, store)
+    return resign(world.environment, world.model, chain, believed=believed or {}, only=wanted)
 
 
 def alias(world: World, models: MlflowRegistry, name: str = "champion") -> str:

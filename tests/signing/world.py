@@ -16,6 +16,7 @@ from aegis.package import Origin, Package
 from aegis.signature import Keys, Signer
 from aegis.storage import Store, open_store
 from sign_model import keys
+from sign_model.chain import Chain
 from sign_model.promote import Promotion, Request, promote
 from sign_model.registry import Registry
 from sign_model.sign import sign
@@ -145,13 +146,15 @@ class World:
             workflow_uid=uid,
             run_id="",
             alias="champion",
-            models_uri=self.uri,
         )
-        return promote(
-            request,
+        return promote(request, self.chain(models, store))
+
+    def chain(self, models: Registry, store: Store | None = None) -> Chain:
+        return Chain(
             store=store or self.store,
-            trusted=self.trusted,
+            models_uri=self.uri,
             signer=self.signer,
+            trusted=self.trusted,
             models=models,
             now=NOW,
             scratch=self.scratch,
