@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hvac
 import pytest
 
 from aegis import manifest, signature
@@ -125,6 +128,23 @@ def test_the_signer_s_account_signs_and_the_package_verifies(case: Case, scheme:
     assert json.loads((folder / "result.json").read_text())["key"] == f"{scheme}://digits?version=1"
     assert (folder / "signer.pub").read_bytes() == case.bao.public("digits", 1)
     assert case.bao.tokens() == before  # every token was revoked
+
+
+def test_a_key_in_a_namespace_of_the_server_signs(case: Case) -> None:
+    case.bao.root.write("sys/namespaces/team")
+    inside = hvac.Client(case.bao.address, token=case.bao.token, namespace="team")
+    inside.sys.enable_secrets_engine("transit")
+    inside.secrets.transit.create_key("theirs", key_type="ecdsa-p256")
+    pem = inside.secrets.transit.read_key("theirs")["data"]["keys"]["1"]["public_key"].encode()
+    case.trust(pem, "theirs")
+    case.token_file(case.bao.token)
+    case.key = "openbao://theirs"
+    assert case.run().returncode == SIGNING_DENIED, "not in the server's root"
+    case.more["VAULT_NAMESPACE"] = "team"
+    done = case.run()
+    assert (done.returncode, done.stderr) == (OK, "")
+    folder = case.world.folder(case.world.output("package"))
+    assert (folder / "signer.pub").read_bytes() == pem
 
 
 def test_a_token_file_signs_and_its_token_stays(case: Case) -> None:
@@ -453,6 +473,23 @@ def test_an_answer_without_end_is_not_read(case: Case, proxy: FaultProxy) -> Non
     proxy.add(Fault(Kind.ANSWER, ".*/keys/digits", answer=told(200, b" " * (vault.MAX_ANSWER + 1)), times=9))
     with pytest.raises(Temporary, match="ContentDecodingError"):
         case.load()
+
+
+def test_a_kill_at_any_call_leaves_what_the_next_try_completes(case: Case, proxy: FaultProxy) -> None:
+    """Once for each call of the step that is not killed: login, key and revocation, then each of three signatures."""
+    assert case.run().returncode == OK
+    calls = len(proxy.calls)
+    assert calls == 3 + 3 * 3
+    store = case.world.root / "models"
+    for number, kind in itertools.product(range(1, calls + 1), (Kind.KILL_BEFORE, Kind.KILL_AFTER)):
+        shutil.rmtree(store / "packages")
+        fault = proxy.add(Fault(kind, nth=number))
+        assert (case.run().returncode, fault.fired) == (-9, 1), f"{kind} at call {number}"
+        proxy.clear()
+        assert not [*store.rglob("result.json")], "nothing counts before all of it is signed"
+        assert case.run().returncode == OK
+        folder = case.world.folder(case.world.output("package"))
+        assert verify_directory(folder, case.world.trusted, model="digits", environment="default") == []
 
 
 def test_a_signature_that_does_not_verify_never_leaves(case: Case, proxy: FaultProxy) -> None:
