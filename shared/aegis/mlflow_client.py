@@ -48,7 +48,8 @@ def errors() -> Iterator[None]:
         # Redacted before it is cut, or half a password would be left. MLflow took its credentials from os.environ.
         text = f"MLflow: {error.error_code}: {redact(str(error), os.environ)[:300]}"
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if status == 429 or status >= 500 or error.error_code == "ABORTED":
+        raced = "IntegrityError" in text  # its database's: another caller made the same row a moment before
+        if status == 429 or status >= 500 or error.error_code == "ABORTED" or raced:
             raise Temporary(text) from error
         raise Permanent(text, exit_code=USAGE) from error
     except OSError as error:  # those of requests are too

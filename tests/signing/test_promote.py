@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import ABORTED, PERMISSION_DENIED, REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    ABORTED,
+    BAD_REQUEST,
+    PERMISSION_DENIED,
+    REQUEST_LIMIT_EXCEEDED,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.tracking import MlflowClient
 
 from aegis import manifest, package
@@ -287,6 +293,7 @@ ERRORS: Mapping[Exception, int] = {
     MlflowException("no"): TRANSIENT,  # INTERNAL_ERROR is what a lost connection becomes
     MlflowException("later", error_code=REQUEST_LIMIT_EXCEEDED): TRANSIENT,
     MlflowException("later", error_code=ABORTED): TRANSIENT,
+    MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed", error_code=BAD_REQUEST): TRANSIENT,
     MlflowException("no", error_code=PERMISSION_DENIED): USAGE,
     MlflowException.invalid_parameter_value("bad"): USAGE,
     requests.ConnectionError("gone"): TRANSIENT,
