@@ -14,11 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.control_plane import control_plane as running
 from tests.faults import boundaries
 from tests.support import until
+
+settings.register_profile("aegis", deadline=None)  # a busy machine proves nothing wrong
+settings.load_profile("aegis")
 
 CRDS = Path(__file__).parents[1] / "knative" / "base" / "crd" / "managedmodel.yaml"
 WORKFLOW_CRD = Path(__file__).parent / "cluster" / "workflow-crd.yaml"

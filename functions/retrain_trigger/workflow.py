@@ -62,6 +62,9 @@ def manifest(record: Record, retrain: Retrain, namespace: str, *, traceparent: s
         "gate": dict(policy.gate),
         "alias": alias_of(record.environment, policy.alias),
         "seed": retrain.sequence,
+        "maxAttempts": policy.max_attempts,
+        # Of the claim, which whoever may read Workflows knows, but neither a trainer nor a user of MLflow or a bucket.
+        "secret": hashlib.sha256(f"attempt {retrain.claim}".encode()).hexdigest(),
     }
     parameters = {
         "model": record.model,

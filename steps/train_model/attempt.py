@@ -5,6 +5,7 @@ The dataclasses of settings are what an owner may write under `spec.trainer` and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -26,28 +27,44 @@ class TrainerSettings:
     """How a challenger is made."""
 
     data: str = "old+new"
-    """What it learns from: `old+new` or `new`. Trained on drifted data alone a model forgets what it knew, so the
-    champion's own sources are fetched again beside the new data."""
+    """What it learns from: `old+new`, `replay` or `new`. Trained on drifted data alone a model forgets what it knew, so
+    the champion's own sources are fetched again beside the new data: whole, or with `replay` a sample of them that is
+    no larger than the new data, for models whose past is much larger than their present."""
     task: str = ""
-    """`image` (a small neural network on scaled pixels) or `table` (boosted trees). Empty: by the data's form;
-    arrays and CIFAR batches are images, CSV files are tables."""
+    """`image` (a small neural network on scaled pixels), `table` (boosted trees) or `regression` (boosted trees that
+    give numbers; the labels may then be any). Empty: by the data's form; arrays and images are images, CSV and Parquet
+    files are tables. Never guessed to be a regression, because whole numbers may be either."""
     module: str = ""
     """`package.module:function` of a trainer of your own; it gets an input and an output folder. Empty: ours."""
+    command: tuple[str, ...] = ()
+    """A trainer of your own as a program with its arguments, in any language; the two folders are added at the end.
+    Either this or `module`. A list and no shell line: nothing in it is expanded."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """Handed to the trainer in params.json. Ours read `hidden`, `iterations`, `rate`."""
     timeout_seconds: int = 3600
     """A trainer that hangs is ended after this time, three hours at most. The default trainers need seconds for 50,000
     small images; an hour is also well below the cooldown, so a hung trainer never meets its successor."""
+    max_missing: float = 0.0
+    """Share of a table's column that may be missing. None, because a column that suddenly has gaps is more often a
+    broken feed than drift; our boosted trees can learn from gaps if the owner allows them."""
+    disk_mib: int = 8192
+    """What a trainer may leave on disk, its checkpoints among it. The template's volumes hold 10 GiB, and a pod that
+    fills one is evicted without a word. (Its memory needs no setting: nine tenths of the container's limit.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """When a challenger replaces the champion."""
 
+    metric: str = ""
+    """What is better: `accuracy`; `brier` or `logLoss` of the probabilities that a classifier gives; `mae` or `mse` of
+    a regression. Empty: accuracy, for a regression mae, which one far-off row cannot decide."""
     alpha: float = 0.05
-    """Level of the exact one-sided McNemar test: an equal challenger is promoted by luck at most this often."""
+    """How often an equal challenger may be promoted by luck, over all attempts before a person is asked: each attempt
+    is tested at this level divided by `maxAttempts`."""
     margin: float = 0.05
-    """No slice may lose more than this share of right answers. The burden of proof is the challenger's: the lower
+    """No slice may lose more than this share of right answers; for the other metrics, no slice's loss may grow by more
+    than this share of the champion's loss over all rows. The burden of proof is the challenger's: the lower
     95 % bound of its change must lie above -5 points. The weaker rule, to reject only what is surely harmful,
     would pass a slice that lost 10 points in a third of the cases at 300 rows; with two points in place of five,
     slices need thousands of rows and honest challengers fail."""
@@ -58,13 +75,23 @@ class GateSettings:
     min_accuracy: float = 0.0
     """An absolute floor under every challenger. Zero, because only the owner knows what is good enough; without a
     champion the challenger must anyway be surely better than always giving the most frequent answer."""
+    max_loss: float = 0.0
+    """The same for the metrics of which less is better; zero sets none."""
+    without_champion: str = "judge"
+    """What a challenger needs where no champion is: `judge` lets it in if it is surely better than guessing, `reject`
+    if nobody but a person may bring in the first (`aegis adopt`)."""
+    broken_champion: str = "reject"
+    """What happens if a verified champion cannot be loaded or gives no answers: `reject`, because a gate that cannot
+    compare knows nothing, or `replace`: judge as if there were none. A champion whose signature does not verify always
+    stops the retrain; no setting turns that off."""
     timeout_seconds: int = 600
     """Bound on each model's predictions, 1500 at most; ours take a second for 10,000 rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one model, as the workflow hands it to a step."""
+    """One attempt at one model, as the workflow hands it to a step. `secret` is known to the trigger and to the steps
+    of this attempt alone, never to a trainer: by it they know again what an earlier try of theirs left elsewhere."""
 
     model: str
     environment: str
@@ -75,6 +102,8 @@ class Attempt:
     trainer: TrainerSettings
     gate: GateSettings
     seed: int
+    max_attempts: int
+    secret: str
     last_inputs: str
     workflow: str
     workflow_uid: str
@@ -99,6 +128,12 @@ class Attempt:
         seed = settings.get("seed", 0)
         if type(seed) is not int or not 0 <= seed < 2**31:
             faults["settings.seed"] = "not a whole number from 0 to 2^31"
+        attempts = settings.get("maxAttempts", 1)
+        if type(attempts) is not int or not 1 <= attempts <= 1000:
+            faults["settings.maxAttempts"] = "not a whole number from 1 to 1000"
+        secret = settings.get("secret", "")
+        if not isinstance(secret, str):
+            faults["settings.secret"] = "not a text"
         trainer, gate = read_settings(settings, "settings.", faults)
         read.check()
         return cls(
@@ -111,6 +146,8 @@ class Attempt:
             trainer=trainer,
             gate=gate,
             seed=seed,
+            max_attempts=attempts,
+            secret=secret,
             last_inputs=env.get("AEGIS_LAST_INPUTS", ""),
             workflow=env.get("AEGIS_WORKFLOW", ""),
             workflow_uid=names["WORKFLOW_UID"],
@@ -132,7 +169,7 @@ def read_settings(
     """The values under `trainer` and `gate`; every fault is added to `faults` by its name behind `where`."""
     trainer = _settings(TrainerSettings, document.get("trainer"), f"{where}trainer", faults)
     gate = _settings(GateSettings, document.get("gate"), f"{where}gate", faults)
-    for name, fault in (_trainer_faults(trainer) | _gate_faults(gate)).items():
+    for name, fault in (_trainer_faults(trainer) | _gate_faults(trainer, gate)).items():
         faults.setdefault(where + name, fault)
     return trainer, gate
 
@@ -149,30 +186,50 @@ def _settings(kind: type[T], document: object, where: str, faults: dict[str, str
             faults[f"{where}.{name}"] = "unknown"
         elif isinstance(default, float) and type(value) in (int, float):
             values[known[name].name] = float(value)
+        elif isinstance(default, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            values[known[name].name] = tuple(value)
         elif type(value) is type(default):
             values[known[name].name] = value
         else:
-            faults[f"{where}.{name}"] = f"not a {type(default).__name__}"
+            faults[f"{where}.{name}"] = "not a list of texts" if default == () else f"not a {type(default).__name__}"
     return kind(**values)
+
+
+METRICS = {"accuracy": False, "brier": False, "logLoss": False, "mae": True, "mse": True}
+"""Which metrics there are, and whether they are of numbers, not of classes."""
 
 
 def _trainer_faults(trainer: TrainerSettings) -> dict[str, str]:
     checks = {
-        "data": trainer.data in ("old+new", "new"),
-        "task": trainer.task in ("", "image", "table"),
+        "data": trainer.data in ("old+new", "replay", "new"),
+        "task": trainer.task in ("", "image", "table", "regression"),
         "module": not trainer.module or bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", trainer.module)),
+        "command": not trainer.command or (bool(trainer.command[0]) and not trainer.module),
         "timeoutSeconds": 1 <= trainer.timeout_seconds <= MAX_TRAINING,
+        "maxMissing": 0 <= trainer.max_missing < 1,
+        "diskMib": 1 <= trainer.disk_mib <= 1 << 20,
     }
     return {f"trainer.{name}": "not a value it takes" for name, good in checks.items() if not good}
 
 
-def _gate_faults(gate: GateSettings) -> dict[str, str]:
+def _gate_faults(trainer: TrainerSettings, gate: GateSettings) -> dict[str, str]:
+    known = gate.metric in ("", *METRICS)
     checks = {
         "alpha": 0 < gate.alpha <= 0.5,
         "margin": 0 < gate.margin <= 1,
         "minRows": gate.min_rows >= 1,
         "minSlice": gate.min_slice >= 1,
         "minAccuracy": 0 <= gate.min_accuracy <= 1,
+        "maxLoss": 0 <= gate.max_loss < math.inf,
         "timeoutSeconds": 1 <= gate.timeout_seconds <= MAX_PREDICTION,
     }
-    return {f"gate.{name}": "out of range" for name, good in checks.items() if not good}
+    found = {f"gate.{name}": "out of range" for name, good in checks.items() if not good}
+    choices = {
+        "metric": known,
+        "withoutChampion": gate.without_champion in ("judge", "reject"),
+        "brokenChampion": gate.broken_champion in ("reject", "replace"),
+    }
+    found |= {f"gate.{name}": "not a value it takes" for name, good in choices.items() if not good}
+    if known and gate.metric and METRICS[gate.metric] != (trainer.task == "regression"):
+        found["gate.metric"] = "mae and mse are for the task regression, the others for classes"
+    return found
