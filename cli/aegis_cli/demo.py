@@ -284,7 +284,7 @@ class Demo:
 
         with self.champion(model) as directory:
             parts = (self.data.reference, self.data.drifted)
-            right = [np.mean(np.array(predict(directory, part.images)) == part.labels) for part in parts]
+            right = [np.mean(np.array(predict(directory, part.images)["labels"]) == part.labels) for part in parts]
         return float(right[0]), float(right[1])
 
     def version(self, model: str, alias: str = "champion") -> Any:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ EXIT_CODES = """exit codes:
   0   done; with --wait: a better model was promoted; doctor: nothing is wrong
   3   an honest no: held, refused, rejected by the gate, or the retrain failed; doctor: something is wrong
   64  bad usage or configuration     65  bad data
-  69  nothing runs where it should   70  the demo did not do what it claims
+  69  nothing runs where it should   70  the demo did not do what it claims; trainer check: a breach
   75  try again                      76  verification failed
   77  signing denied, or the cluster's API server refuses you"""
 PORT_FORWARD = """\
@@ -171,6 +172,25 @@ def _parser() -> Parser:
     )
     resign.add_argument("--package", type=_sha256, metavar="SHA256", help="refuse any other champion than this archive")
 
+    trainers = add("trainer", lambda _: USAGE, "try a trainer of your own", state=False)
+    tried = trainers.add_subparsers(metavar="check", required=True).add_parser(
+        "check",
+        help="run it on small data and name every breach of the contract",
+        description="Run a trainer of your own on small data as a retrain would, and name every breach of the contract "
+        "(docs/trainers.md) with what to do. It ends with 0 if there is none, and with 70 if there is one.",
+    )
+    tried.add_argument("--module", default="", metavar="M", help="package.module:function, found from here too")
+    tried.add_argument("--task", choices=("image", "table", "regression"), default="", help="(default: image)")
+    tried.add_argument("--data", type=Path, metavar="PATH", help="a data file or folder of your own, no toy data")
+    tried.add_argument(
+        "--param", action="append", default=[], type=_param, metavar="NAME=VALUE", help="for params.json (repeatable)"
+    )
+    tried.add_argument("--seed", type=int, default=0, help="(default 0)")
+    tried.add_argument("--timeout", type=int, default=300, metavar="S", help="of each run (default 300 s)")
+    tried.add_argument("--keep", type=Path, metavar="DIR", help="an empty folder that keeps IN and OUT of each run")
+    tried.add_argument("command", nargs="*", metavar="-- COMMAND", help="a program with its arguments, no --module")
+    tried.set_defaults(run=_trainer_check)
+
     name = add("name", _name, "print the name of a model's ManagedModel object", state=False)
     _model(name)
 
@@ -209,6 +229,16 @@ def _cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workflow-namespace", type=label, metavar="NS", help="of Workflows (default: aegis-workflows)"
     )
+
+
+def _param(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _sha256(text: str) -> str:
@@ -525,6 +555,23 @@ def _resign(parsed: argparse.Namespace) -> int:
     )
     print(shown(done.explanation))
     return OK
+
+
+def _trainer_check(parsed: argparse.Namespace) -> int:
+    from .trial import check
+
+    # A pod starts in a folder of its own, so a file beside us is meant by its whole path.
+    words = [str(Path(word).absolute()) if Path(word).is_file() else word for word in parsed.command]
+    settings = {"module": parsed.module, "command": words, "params": dict(parsed.param)}
+    settings |= {"timeoutSeconds": parsed.timeout} | ({"task": parsed.task} if parsed.task else {})
+    with tempfile.TemporaryDirectory(prefix="aegis-trial-", ignore_cleanup_errors=True) as scratch:
+        root = (parsed.keep or Path(scratch)).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise Permanent(f"{root} is not empty", exit_code=USAGE)
+        report = check(settings, parsed.seed, parsed.data, root, os.environ)
+    print(report.text())
+    return report.code
 
 
 def _name(parsed: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from aegis.errors import Permanent
+from aegis.tied import tied
 
 LOG_LIMIT = 1 << 20
 """Bytes of output kept a container, from its beginning; of what follows only the end is."""
@@ -27,50 +28,6 @@ GRACE_S = 5.0
 """Seconds between SIGTERM and SIGKILL. Steps write atomically, so they need no more to leave things clean."""
 TICK_S = 0.05
 """How often a running process is looked at for a deadline or a stop; its own end wakes us at once."""
-
-# A killed runner can't end what it started, and a step's own children may lead sessions of their own. So a program of
-# its own stays between: it adopts every orphan below it, and once the step is over, or the kernel tells it that the
-# thread which started it is gone, it ends all of them.
-_LAUNCH = """\
-import ctypes, os, signal, sys
-libc = ctypes.CDLL(None)
-before = signal.pthread_sigmask(signal.SIG_BLOCK, {*signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP})
-libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
-libc.prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(137)
-step = os.fork()
-if step == 0:
-    libc.prctl(1, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        os.execvp(sys.argv[2], sys.argv[2:])
-    except OSError as exc:
-        print(f"can't run {sys.argv[2]}: {exc.strerror}", flush=True)
-    os._exit(127)
-code = None
-while code is None:
-    if signal.sigwait({signal.SIGCHLD, signal.SIGUSR1}) == signal.SIGUSR1:
-        code = -signal.SIGKILL
-    while code is None:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == step:
-            code = os.waitstatus_to_exitcode(status)
-        elif pid == 0:
-            break
-while True:
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
-                    os.kill(int(pid), signal.SIGKILL)
-        except OSError:
-            pass
-    try:
-        os.wait()
-    except ChildProcessError:
-        os._exit(code if code >= 0 else 128 - code)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +67,6 @@ def run(
         _signal(child.pid, signal.SIGKILL)  # also what it started and left: a pod's end would end that too
         exit_code = child.wait()  # only now is its number free again
     return Ended(exit_code if exit_code >= 0 else 128 - exit_code, tail, reason)
-
-
-def tied(argv: Sequence[str]) -> list[str]:
-    """The command, made to end with all below it when it is over or the thread that starts it is gone (Linux)."""
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())] if sys.platform == "linux" else []
-    return [*launcher, *argv]
 
 
 def _follow(

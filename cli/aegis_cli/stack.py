@@ -27,11 +27,12 @@ import yaml
 
 from aegis.errors import Conflict, Permanent, Temporary
 from aegis.settings import duration
+from aegis.tied import tied
 from retrain_trigger.local import MODELS, LocalLedger, LocalWorkflows
 from retrain_trigger.sqlite import Objects
 from sign_model import keys
 
-from . import process, runner
+from . import runner
 from .config import Config
 
 READY_WITHIN_S = 90.0
@@ -295,7 +296,7 @@ class Stack:
         base = {key: self._env[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in self._env}
         with (self.state.root / "logs" / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(  # noqa: S603  # a fixed command, never a shell
-                process.tied(argv),
+                tied(argv),
                 env={**base, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

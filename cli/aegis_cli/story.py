@@ -102,7 +102,8 @@ def _row(row: Row) -> list[str]:
 
 def _chain(record: Record, retrain: Retrain, place: Place) -> list[str]:
     """From the registered version back to the alert, a line a link."""
-    links: list[tuple[str, object]] = [("outcome", retrain.outcome or retrain.state or retrain.phase)]
+    reason = f": {retrain.outcome_reason}" if retrain.outcome_reason else ""
+    links: list[tuple[str, object]] = [("outcome", f"{retrain.outcome or retrain.state or retrain.phase}{reason}")]
     if retrain.explanation:
         links.append(("because", retrain.explanation))
     if retrain.registered_version:

@@ -3,6 +3,7 @@
 What happens is what Argo 4.1.2 does, as its controller and executor have it:
 - Outputs are collected from a failed main container too, and global ones are set from them. An init container that
   fails ends the pod before anything is collected: only its last output is known, in the message.
+- Sidecars start with the main container and get SIGTERM when that is over; how they end changes nothing.
 - A later node's global output replaces an earlier one, also by the empty text of a `default`.
 - A node with a `retryStrategy` has its attempts beside it (`train(0)`) and the outputs of the one that succeeded.
 - A skipped step's outputs have their defaults.
@@ -431,20 +432,33 @@ class _Pod:
         def stop() -> str | None:
             return DEADLINE if time.monotonic() > until else stopped()
 
-        for container in (*items(self._template, "initContainers"), self._main):
-            name = container["name"]
-            mounts = self._mounts(container)
-            ended = process.run(
-                self._argv(container, mounts), self._env(container, mounts), self._directory / "tmp",
-                self._directory / f"{name}.log", stop,
-            )  # fmt: skip
-            node: Node = {"phase": "Succeeded", "exitCode": ended.exit_code}
-            if container is self._main:
-                node["outputs"] = {"exitCode": str(ended.exit_code)}
-            if ended.stopped or ended.exit_code:
-                message = f"{name}: Error (exit code {ended.exit_code})"
-                message = ended.stopped or (f"{message}: {ended.tail}" if ended.tail else message)
-                return node | {"phase": "Failed", "message": message}
+        for container in items(self._template, "initContainers"):
+            node = self._end(container, self._start(container, stop))
+            if node["phase"] in BAD:
+                return node
+        over = threading.Event()
+        beside = items(self._template, "sidecars")
+        with ThreadPoolExecutor(len(beside) or 1) as pool:
+            try:
+                for container in beside:
+                    pool.submit(self._start, container, lambda: "main is over" if over.is_set() else None)
+                ended = self._start(self._main, stop)
+            finally:
+                over.set()
+        return self._end(self._main, ended) | {"outputs": {"exitCode": str(ended.exit_code)}}
+
+    def _start(self, container: Template, stop: Callable[[], str | None]) -> process.Ended:
+        mounts = self._mounts(container)
+        argv, env = self._argv(container, mounts), self._env(container, mounts)
+        return process.run(argv, env, self._directory / "tmp", self._directory / f"{container['name']}.log", stop)
+
+    @staticmethod
+    def _end(container: Template, ended: process.Ended) -> Node:
+        node: Node = {"phase": "Succeeded", "exitCode": ended.exit_code}
+        if ended.stopped or ended.exit_code:
+            message = f"{container['name']}: Error (exit code {ended.exit_code})"
+            message = ended.stopped or (f"{message}: {ended.tail}" if ended.tail else message)
+            node |= {"phase": "Failed", "message": message}
         return node
 
     def parameter(self, source: Template) -> str:

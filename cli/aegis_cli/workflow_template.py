@@ -51,7 +51,7 @@ SHAPES: Mapping[str, Shape] = {
     "parameter": _shape("name:text value:text description:text", required="name"),
     "template": _shape(
         "name:text inputs:inputs outputs:outputs steps:[[step]] suspend:suspend container:container"
-        " initContainers:[initContainer] volumes:[volume] retryStrategy:retryStrategy"
+        " initContainers:[initContainer] sidecars:[initContainer] volumes:[volume] retryStrategy:retryStrategy"
         " activeDeadlineSeconds:number",
         "metadata serviceAccountName synchronization",
         "name",
@@ -258,8 +258,8 @@ def _check_container(template: Template, path: str, faults: dict[str, str]) -> N
         if len(volume) != 2:
             faults[f"{path}.volumes[{i}]"] = "must have one of emptyDir, secret, configMap, projected"
     containers = [(f"{path}.container", template["container"])]
-    for i, container in enumerate(items(template, "initContainers")):
-        containers.append((f"{path}.initContainers[{i}]", container))
+    for kind in ("initContainers", "sidecars"):
+        containers += [(f"{path}.{kind}[{i}]", each) for i, each in enumerate(items(template, kind))]
     for where, container in containers:
         if not container["command"]:
             faults[f"{where}.command"] = "must name a program"

@@ -23,6 +23,9 @@ _BOUNDS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # these pods reach nothing but their servers
 }
+_REFUSED = (
+    "MLflow does not let us in, check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -49,10 +52,18 @@ def errors() -> Iterator[None]:
         text = f"MLflow: {error.error_code}: {redact(str(error), os.environ)[:300]}"
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         raced = "IntegrityError" in text  # its database's: another caller made the same row a moment before
+        if status in (401, 403):
+            raise Permanent(f"{_REFUSED}: {text}", exit_code=USAGE) from error
         if status == 429 or status >= 500 or error.error_code == "ABORTED" or raced:
             raise Temporary(text) from error
         raise Permanent(text, exit_code=USAGE) from error
-    except OSError as error:  # those of requests are too
+    except OSError as error:  # those of requests are too; its artifact proxy's answers come as such
+        answer = getattr(error, "response", None)
+        status = getattr(answer, "status_code", 503)
+        if status in (401, 403):
+            raise Permanent(f"{_REFUSED}: its artifacts answer {status}", exit_code=USAGE) from error
+        if status < 500 and status not in (408, 429):
+            raise Permanent(f"MLflow: its artifacts answer {status}", exit_code=USAGE) from error
         raise Temporary(f"MLflow cannot be reached ({type(error).__name__})") from error
 
 

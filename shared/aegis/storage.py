@@ -13,20 +13,25 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
+from urllib.parse import quote
 
+from aegis import transfer
 from aegis.errors import AlreadyExists, Conflict, NotFound, Permanent, Temporary
+from aegis.transfer import Job, Sink
 
-MAX_ENTRIES = 10_000  # a listing that is longer is a wrong URI more often than a data set
+MAX_ENTRIES = 100_000  # a listing that is longer is a wrong URI more often than a folder of images
 CHUNK = 1 << 20
 CONNECT, READ, ATTEMPTS = 10, 60, 4  # seconds, seconds, tries: a dead endpoint is known in minutes
 _OURS = ".aegis-"  # lock and temporary files of the folder store; no path may use the name
@@ -36,11 +41,13 @@ _SEGMENT = re.compile(r"[A-Za-z0-9 ._=+@,~-]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object: path below the store's root, size in bytes, and a version that changes with the content."""
+    """One object: path below the store's root, size in bytes, a version that changes with the content, and what the
+    bucket announced of the bytes (`crc32c:` or `md5:` and the digest in hex), if anything."""
 
     path: str
     size: int
     version: str
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +82,24 @@ class Store(Protocol):
     def read(self, path: str, *, limit: int) -> bytes:
         """The whole object; NotFound, or Permanent above `limit` bytes."""
 
-    def download(self, path: str, target: Path, *, limit: int) -> None:
-        """Stream the object into the new file `target`; errors as `read`."""
+    def download(self, path: str, target: Path, *, limit: int, version: str | None = None) -> None:
+        """The object into the new file `target`, in parallel ranges; errors as `read`.
+
+        With a `version` that one and no other: an object that changed is Conflict, and no bytes are ever mixed.
+        """
+
+    def bring(
+        self,
+        wanted: Sequence[tuple[Entry, Path]],
+        say: Callable[[str], None] = lambda _: None,
+        pause: Callable[[float], object] | None = None,
+    ) -> Generator[str, None, None]:
+        """The objects, each in its entry's version, into new files; errors and results as of `transfer.bring`."""
 
     def create(self, path: str, source: bytes | Path) -> None:
         """Write where nothing is; AlreadyExists otherwise."""
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
         """Write if the version still is `expected` (None: nothing is there); the new version, or Conflict."""
 
 
@@ -117,21 +135,50 @@ def _bounded(chunks: Iterable[bytes], limit: int, what: str) -> Iterator[bytes]:
 
 
 class _Reading(Protocol):
-    """Whole objects from the chunks that an adapter gives."""
+    """Whole objects from the chunks and ranges that an adapter gives."""
+
+    uri: str
+
+    def head(self, path: str) -> Entry | None: ...
 
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
         """The object piece by piece, checked; errors as `Store.read`."""
 
+    def part(self, entry: Entry, start: int, stop: int, sink: Sink) -> None:
+        """Write the entry's bytes from `start` up to `stop`; Conflict or NotFound if it is no longer that version."""
+
+    def announced(self, entry: Entry) -> str:
+        """`Entry.checksum`, or what the bucket says when asked for this one object."""
+        return entry.checksum
+
+    def right(self, path: str, announced: str, digest: str) -> bool:  # noqa: ARG002 - S3 has to know which object
+        """Whether bytes with this checksum are the ones announced."""
+        return not announced or digest == announced.partition(":")[2]
+
     def read(self, path: str, *, limit: int) -> bytes:
         return b"".join(self.chunks(path, limit))
 
-    def download(self, path: str, target: Path, *, limit: int) -> None:
-        try:
-            with target.open("xb") as file:
-                for chunk in self.chunks(path, limit):
-                    file.write(chunk)
-        except OSError as error:
-            raise Temporary(f"{target} cannot be written: {error.strerror}") from error
+    def download(self, path: str, target: Path, *, limit: int, version: str | None = None) -> None:
+        entry = self.head(path)
+        if entry is None:
+            raise NotFound(f"{self.uri}{path} is not there")
+        if version not in (None, entry.version):
+            raise Conflict(f"{self.uri}{path} changed while it was read")
+        _bounded_size(entry.size, limit, self.uri + path)
+        list(self.bring([(entry, target)]))
+
+    def bring(
+        self,
+        wanted: Sequence[tuple[Entry, Path]],
+        say: Callable[[str], None] = lambda _: None,
+        pause: Callable[[float], object] | None = None,
+    ) -> Generator[str, None, None]:
+        jobs = []
+        for entry, target in wanted:
+            said, what = self.announced(entry), self.uri + _check(entry.path)
+            right = partial(self.right, entry.path, said)
+            jobs.append(Job(what, entry.size, target, partial(self.part, entry), said.partition(":")[0], right))
+        return transfer.bring(jobs, say, pause)
 
 
 def _few(entries: Iterator[Entry], what: str) -> list[Entry]:
@@ -148,6 +195,7 @@ class FileStore(_Reading):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.uri = f"{root}/"
 
     def list(self) -> list[Entry]:
         with self._errors(str(self.root)):
@@ -174,7 +222,7 @@ class FileStore(_Reading):
                 temporary.unlink()
             _flush(target.parent)
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
         target = self.root / _check(path)
         with self._errors(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,9 +231,12 @@ class FileStore(_Reading):
                 found = self.head(path)
                 if (found.version if found else None) != expected:
                     raise Conflict(f"{target} was changed by somebody else")
-                self._write(target, data).replace(target)
+                temporary = self._write(target, source)
+                with temporary.open("rb") as file:
+                    version = hashlib.file_digest(file, "sha256").hexdigest()
+                temporary.replace(target)
                 _flush(target.parent)
-        return hashlib.sha256(data).hexdigest()
+        return version
 
     def _walk(self) -> Iterator[Entry]:
         for folder, _, names in os.walk(self.root):
@@ -199,6 +250,17 @@ class FileStore(_Reading):
     def chunks(self, path: str, limit: int) -> Iterator[bytes]:
         with self._open(_check(path)) as file:
             yield from _bounded(iter(lambda: file.read(CHUNK), b""), limit, path)
+
+    def part(self, entry: Entry, start: int, stop: int, sink: Sink) -> None:
+        with self._open(entry.path) as file:
+            if os.fstat(file.fileno()).st_size != entry.size:
+                raise Conflict(f"{self.uri}{entry.path} changed while it was read")
+            file.seek(start)
+            while start < stop and (chunk := file.read(min(CHUNK, stop - start))):
+                start += sink.write(chunk)
+
+    def announced(self, entry: Entry) -> str:
+        return f"sha256:{entry.version}"
 
     @contextmanager
     def _open(self, path: str) -> Iterator[BufferedReader]:
@@ -292,19 +354,19 @@ class GcsStore(_Bucket):
         with self._errors(""):
             blobs = self._client.list_blobs(self._objects, prefix=self.root, **self._bounds)
             found = ((self.named(blob.name), blob) for blob in blobs)
-            return _few((Entry(p, b.size, str(b.generation)) for p, b in found if p), self.uri)
+            return _few((_entry(p, b) for p, b in found if p), self.uri)
 
     def head(self, path: str) -> Entry | None:
         blob = self._find(path)
-        return Entry(path, blob.size, str(blob.generation)) if blob is not None else None
+        return _entry(path, blob) if blob is not None else None
 
     def create(self, path: str, source: bytes | Path) -> None:
         self._put(path, source, 0, AlreadyExists)
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
         if expected is not None and not expected.isdecimal():
             raise Conflict(f"{self.uri}{path} never had the version {expected[:80]!r}")
-        return self._put(path, data, int(expected or 0), Conflict)
+        return self._put(path, source, int(expected or 0), Conflict)
 
     def _put(self, path: str, source: bytes | Path, generation: int, lost: type[Exception]) -> str:
         blob = self._objects.blob(self.key(path))
@@ -338,9 +400,27 @@ class GcsStore(_Bucket):
         if announced and base64.b64encode(seen.digest()).decode() != announced:
             raise Temporary(f"{self.uri}{path} arrived damaged (crc32c)")
 
+    def part(self, entry: Entry, start: int, stop: int, sink: Sink) -> None:
+        from google.api_core.exceptions import from_http_response
+
+        # The client's own session, but not its download: that copies eight KiB at a time, which halves the speed.
+        # Accept-Encoding: the bytes as they are stored; Google would unpack an object of gzip on the way.
+        url = (
+            f"{self._client.api_endpoint}/download/storage/v1/b/{self.bucket}/o/{quote(self.key(entry.path), safe='')}"
+        )
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "gzip"}
+        pinned = {"alt": "media", "generation": entry.version}
+        bounds = {"stream": True, "timeout": (CONNECT, READ)}
+        with self._errors(entry.path), self._client._http.get(url, params=pinned, headers=headers, **bounds) as answer:
+            if answer.status_code not in (200, 206):
+                raise from_http_response(answer)
+            for chunk in answer.raw.stream(CHUNK, decode_content=False):
+                sink.write(chunk)
+
     @contextmanager
     def _errors(self, path: str, lost: type[Exception] = Conflict) -> Iterator[None]:
         import requests
+        import urllib3
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth
 
@@ -353,14 +433,26 @@ class GcsStore(_Bucket):
             raise NotFound(f"{what} is not there") from error
         except (api.TooManyRequests, api.ServerError, api.RetryError) as error:
             raise Temporary(f"{what}: the bucket does not answer ({type(error).__name__})") from error
-        except (requests.ConnectionError, requests.Timeout, auth.TransportError) as error:
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+            urllib3.exceptions.HTTPError,  # the answer's body is read past `requests`
+            auth.TransportError,
+        ) as error:
             raise Temporary(f"{what}: the bucket cannot be reached ({type(error).__name__})") from error
         except (api.ClientError, auth.GoogleAuthError, ValueError, OSError) as error:
             raise Permanent(f"{what}: the bucket refuses ({type(error).__name__})") from error
 
 
+def _entry(path: str, blob: Any) -> Entry:
+    crc32c = f"crc32c:{base64.b64decode(blob.crc32c).hex()}" if blob.crc32c else ""
+    return Entry(path, blob.size, str(blob.generation), crc32c)
+
+
 class S3Store(_Bucket):
-    """An S3 bucket or what speaks its protocol. A version is the ETag; an MD5 one is checked."""
+    """An S3 bucket or what speaks its protocol. A version is the ETag; one that is an MD5 is checked, else the checksum
+    of the whole object, if the bucket has it."""
 
     def __init__(self, location: Location, env: Mapping[str, str]) -> None:
         super().__init__(location)
@@ -379,13 +471,14 @@ class S3Store(_Bucket):
         retries = {"total_max_attempts": ATTEMPTS, "mode": "standard"}
         bounds = Config(connect_timeout=CONNECT, read_timeout=READ, retries=retries)
         self._client: Any = boto3.session.Session(**given).client("s3", endpoint_url=endpoint, config=bounds)
+        self._hidden = set[str]()  # paths whose ETag is 32 hex digits and yet no MD5, as the bucket encrypts them
 
     def list(self) -> list[Entry]:
         pages = self._client.get_paginator("list_objects_v2")
         with self._errors(""):
             pages = pages.paginate(Bucket=self.bucket, Prefix=self.root)
             found = ((self.named(item["Key"]), item) for page in pages for item in page.get("Contents", ()))
-            return _few((Entry(p, i["Size"], i["ETag"].strip('"')) for p, i in found if p), self.uri)
+            return _few((_object(p, i["Size"], i["ETag"]) for p, i in found if p), self.uri)
 
     def head(self, path: str) -> Entry | None:
         try:
@@ -393,21 +486,17 @@ class S3Store(_Bucket):
                 answer = self._client.head_object(Bucket=self.bucket, Key=self.key(path))
         except NotFound:
             return None
-        return Entry(path, answer["ContentLength"], answer["ETag"].strip('"'))
+        return _object(path, answer["ContentLength"], answer["ETag"])
 
     def create(self, path: str, source: bytes | Path) -> None:
-        if isinstance(source, bytes):
-            self._put(path, source, AlreadyExists, IfNoneMatch="*")
-        else:
-            with source.open("rb") as file:
-                self._put(path, file, AlreadyExists, IfNoneMatch="*")
+        self._put(path, source, AlreadyExists, IfNoneMatch="*")
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": f'"{expected}"'}
-        return self._put(path, data, Conflict, **condition)
+        return self._put(path, source, Conflict, **condition)
 
-    def _put(self, path: str, body: bytes | BinaryIO, lost: type[Exception], **condition: str) -> str:
-        with self._errors(path, lost):
+    def _put(self, path: str, source: bytes | Path, lost: type[Exception], **condition: str) -> str:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as body, self._errors(path, lost):
             answer = self._client.put_object(Bucket=self.bucket, Key=self.key(path), Body=body, **condition)
         return str(answer["ETag"]).strip('"')
 
@@ -419,10 +508,39 @@ class S3Store(_Bucket):
             for chunk in _bounded(answer["Body"].iter_chunks(CHUNK), limit, self.uri + path):
                 seen.update(chunk)
                 yield chunk
-        etag = answer["ETag"].strip('"')
-        hidden = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
-        if re.fullmatch(r"[0-9a-f]{32}", etag) and not hidden and seen.hexdigest() != etag:
+        self._note(path, answer)
+        if not self.right(path, _object(path, 0, answer["ETag"]).checksum, seen.hexdigest()):
             raise Temporary(f"{self.uri}{path} arrived damaged (md5)")
+
+    def part(self, entry: Entry, start: int, stop: int, sink: Sink) -> None:
+        whole = (start, stop) == (0, entry.size)  # then the client checks the object's own checksum, if it has one
+        span = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+        pinned = {"Bucket": self.bucket, "Key": self.key(entry.path), "IfMatch": f'"{entry.version}"'}
+        with self._errors(entry.path):
+            answer = self._client.get_object(**pinned, **span)
+            self._note(entry.path, answer)
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] != stop - start:
+                    raise Permanent(f"{self.uri}{entry.path}: the bucket does not give ranges")
+                for chunk in body.iter_chunks(CHUNK):
+                    sink.write(chunk)
+
+    def _note(self, path: str, answer: Mapping[str, Any]) -> None:
+        if answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer:
+            self._hidden.add(path)
+
+    def announced(self, entry: Entry) -> str:
+        if entry.checksum:
+            return entry.checksum
+        with self._errors(entry.path):
+            said = self._client.head_object(Bucket=self.bucket, Key=self.key(entry.path), ChecksumMode="ENABLED")
+        known = [(a, said[f"Checksum{a}"]) for a in ("CRC32C", "CRC32") if said.get(f"Checksum{a}")]
+        if not known or said.get("ChecksumType") != "FULL_OBJECT":
+            return ""  # a checksum of parts' checksums, whose sizes nobody knows
+        return f"{known[0][0].lower()}:{base64.b64decode(known[0][1]).hex()}"
+
+    def right(self, path: str, announced: str, digest: str) -> bool:
+        return super().right(path, announced, digest) or (announced.startswith("md5:") and path in self._hidden)
 
     @contextmanager
     def _errors(self, path: str, lost: type[Exception] = Conflict) -> Iterator[None]:
@@ -439,6 +557,11 @@ class S3Store(_Bucket):
             raise Permanent(f"{what}: the bucket cannot be asked ({type(error).__name__})") from error
         except (boto.BotoCoreError, OSError) as error:
             raise Temporary(f"{what}: the bucket cannot be reached ({type(error).__name__})") from error
+
+
+def _object(path: str, size: int, etag: str) -> Entry:
+    version = etag.strip('"')
+    return Entry(path, size, version, f"md5:{version}" if re.fullmatch(r"[0-9a-f]{32}", version) else "")
 
 
 def _answered(what: str, status: int, code: str, lost: type[Exception]) -> Exception:

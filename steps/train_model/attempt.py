@@ -65,11 +65,12 @@ class GateSettings:
     margin: float = 0.05
     """No slice may lose more than this share of right answers; for the other metrics, no slice's loss may grow by more
     than this share of the champion's loss over all rows. The burden of proof is the challenger's: the lower
-    95 % bound of its change must lie above -5 points. The weaker rule, to reject only what is surely harmful,
-    would pass a slice that lost 10 points in a third of the cases at 300 rows; with two points in place of five,
-    slices need thousands of rows and honest challengers fail."""
+    95 % bound of its change must lie above -5 points. So a slice of 300 rows that lost 10 points is caught in 99 of
+    100 cases; with two points in place of five, slices need thousands of rows, and honest challengers fail
+    (docs/gate.md)."""
     min_rows: int = 200
-    """Below this the answer is `not enough data`: at 200 rows a gain of 2 points is seen in one case of four."""
+    """Below this the answer is `not enough data`: at 200 rows even a gain of 5 points is seen in half of the cases or
+    fewer, unless the two models differ in few answers (docs/gate.md has the table). 1,000 are a good set."""
     min_slice: int = 100
     """A smaller slice is reported, not judged: its bound would be wider than any sensible margin."""
     min_accuracy: float = 0.0
@@ -116,6 +117,8 @@ class Attempt:
     out: Path
     model_dir: Path
     tmp: Path
+    checkpoint: Path | None
+    trained: Path | None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], required: Sequence[str] = ()) -> Attempt:
@@ -159,6 +162,8 @@ class Attempt:
             data=Path(env.get("AEGIS_DATA") or "/aegis/data"),
             out=out_of(env),
             model_dir=Path(env.get("AEGIS_MODEL_DIR") or "/aegis/model"),
+            checkpoint=Path(folder) if (folder := env.get("AEGIS_CHECKPOINT")) else None,
+            trained=Path(folder) if (folder := env.get("AEGIS_TRAINED")) else None,
             tmp=Path(env.get("AEGIS_TMP") or env.get("TMPDIR") or "/tmp"),  # noqa: S108 - the pod's own emptyDir
         )
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,11 @@ from aegis import datasets
 from aegis.errors import NotFound, Permanent
 from aegis.pointer import Champion
 from aegis.storage import Entry, open_store
-from train_model.readers import MAX_BYTES, Rows, join, layout, read
+from train_model import images
+from train_model.readers import MAX_BYTES, NoLabels, Rows, join, layout, read
 
-MAX_FILES = 256
 MAX_SOURCES = 8
 """Data sets a model remembers; the most recent stay. A new one a week is then two months of memory."""
-MIN_ROWS = 50
-"""Fewer rows are a sample, not a training set; five of a hundred columns would already fit by luck."""
-MAX_CLASSES = 1000
 HELD_OUT = 5
 """Without an evaluation set, one row of five judges and never trains: 200 rows need 1,000 in all."""
 RECORD = "aegis_dataset.json"
@@ -56,42 +55,78 @@ class Fetched:
     ignored: tuple[str, ...]
 
 
-def fetch(uri: str, prefixes: Sequence[str], env: Mapping[str, str], tmp: Path) -> Fetched:
-    """Download a folder or one file below an allowed prefix into the empty folder `tmp` and read it.
+def fetch(uri: str, prefixes: Sequence[str], env: Mapping[str, str], tmp: Path, *, numbers: bool = False) -> Fetched:
+    """Download a folder or one file below an allowed prefix, by way of the folder `tmp`, and read it. `numbers`: its
+    labels are quantities, not classes.
 
-    `Permanent` (65): not allowed, nothing to read, too much, unreadable; `NotFound` if nothing is there at all.
+    `Permanent` (65): not allowed, nothing to read, too much, unreadable; `NotFound` if nothing is there at all,
+    `NoLabels` if that is what is missing. `Temporary` if it changes meanwhile.
     """
     if wrong := datasets.fault(uri, prefixes):
         raise Permanent(f"{uri[:200]!a} {wrong}", {"AEGIS_DATASET_PREFIXES": ",".join(prefixes)})
     parent, _, name = uri.rstrip("/").rpartition("/")
-    store = open_store(parent if layout(name) else uri, env=env)
-    entries = [e for e in [store.head(name)] if e] if layout(name) else store.list()
+    alone = layout(name) not in (None, "image")  # an image alone has no folder that would be its label
+    store = open_store(parent if alone else uri, env=env)
+    entries = [e for e in [store.head(name)] if e] if alone else store.list()
     if not entries:
         raise NotFound(f"nothing is at {uri}")
-    files = [(entry, kind) for entry in entries if (kind := layout(entry.path))]
-    if not files or len({kind for _, kind in files}) > 1 or len(files) > MAX_FILES:
+    data = [entry for entry in entries if layout(entry.path)]
+    kinds = {layout(entry.path) for entry in data}
+    if len(kinds) != 1:
         found = ", ".join(sorted(entry.path for entry in entries)[:10])
-        what = "one kind of data file (.npz, .csv or data_batch_*.bin)"
-        raise Permanent(f"{uri} does not hold {what}, at most {MAX_FILES}", {"found": found})
-    if sum(entry.size for entry, _ in files) > MAX_BYTES:
+        what = "one kind of data file (.npz, .csv, .parquet, data_batch_*.bin, or .png and .jpg)"
+        raise Permanent(f"{uri} does not hold {what}", {"found": found})
+    if sum(entry.size for entry in data) > MAX_BYTES:
         raise Permanent(f"{uri} has more than {MAX_BYTES:,} bytes")
-    parts, manifest = [], []
-    for number, (entry, kind) in enumerate(files):
-        local = tmp / f"{number}.{kind}"
-        store.download(entry.path, local, limit=entry.size)
-        manifest.append(_line(entry, local))
-        parts.append(read(local, kind))
-        local.unlink()
-    lines = sorted(f"{line['path']} {line['size']} {line['sha256']}\n" for line in manifest)
+    reading = _Reading(uri, kinds.pop() or "", numbers)
+    with tempfile.TemporaryDirectory(dir=tmp) as folder:
+        wanted = [(entry, Path(folder, str(number))) for number, entry in enumerate(data)]
+        with closing(store.bring(wanted, print)) as files:
+            for (entry, local), sha256 in zip(wanted, files, strict=True):
+                reading.add(entry, local, sha256)
+                local.unlink()
+    rows = reading.rows()
+    lines = sorted(f"{line['path']} {line['size']} {line['sha256']}\n" for line in reading.manifest)
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    data = {entry.path for entry, _ in files}
-    ignored = tuple(entry.path for entry in entries if entry.path not in data)
-    return Fetched(Source(uri, digest), join(parts), tuple(manifest), ignored)
+    used = {entry.path for entry in data}
+    ignored = tuple(entry.path for entry in entries if entry.path not in used)
+    return Fetched(Source(uri, digest), rows, tuple(reading.manifest), ignored)
 
 
-def _line(entry: Entry, local: Path) -> dict[str, str | int]:
-    with local.open("rb") as file:
-        return asdict(entry) | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+@dataclass(slots=True)
+class _Reading:
+    """The files of one source as they come. A fault in one keeps none of the others from being looked at."""
+
+    uri: str
+    kind: str
+    numbers: bool
+    manifest: list[dict[str, str | int]] = field(default_factory=list)
+    parts: list[Rows] = field(default_factory=list)
+    pictures: list[tuple[str, images.Pixels]] = field(default_factory=list)
+    errors: dict[str, Permanent] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, entry: Entry, local: Path, sha256: str) -> None:
+        self.manifest.append(asdict(entry) | {"sha256": sha256})
+        try:
+            if self.kind == "image":
+                self.pictures.append((entry.path, images.pixels(local, entry.path)))
+                self.size += 4 * self.pictures[-1][1].size  # as float32, which it becomes
+            else:
+                self.parts.append(read(local, self.kind, name=entry.path, numbers=self.numbers))
+                self.size += self.parts[-1].features.nbytes
+        except Permanent as error:
+            self.errors[entry.path] = error
+        if self.size > MAX_BYTES:
+            raise Permanent(f"{self.uri} has more than {MAX_BYTES:,} bytes of numbers, unpacked")
+
+    def rows(self) -> Rows:
+        """All of them; else what is wrong with every file, the first twenty by name."""
+        if self.errors:
+            kind = NoLabels if any(isinstance(error, NoLabels) for error in self.errors.values()) else Permanent
+            faults = {path: error.message for path, error in list(self.errors.items())[:20]}
+            raise kind(f"{len(self.errors):,} of {len(self.manifest):,} files of {self.uri} cannot be used", faults)
+        return images.rows(self.pictures, self.numbers) if self.kind == "image" else join(self.parts)
 
 
 def record(model_dir: Path) -> dict[str, Any]:
@@ -133,7 +168,15 @@ class Gathered:
     notes: list[str]
 
 
-def gather(uri: str, old: Sequence[Source], prefixes: Sequence[str], env: Mapping[str, str], tmp: Path) -> Gathered:
+def gather(
+    uri: str,
+    old: Sequence[Source],
+    prefixes: Sequence[str],
+    env: Mapping[str, str],
+    tmp: Path,
+    *,
+    numbers: bool = False,
+) -> Gathered:
     """Fetch the new source, and of the old ones what is still there and allowed.
 
     A lost one forbids no training. What it costs, held-out rows cannot show, as they are lost with it: who judges by
@@ -144,11 +187,11 @@ def gather(uri: str, old: Sequence[Source], prefixes: Sequence[str], env: Mappin
             "no data set to train on",
             {"datasetUri": "set spec.datasetUri, or name it in the alert's dataset label"},
         )
-    new = fetch(uri, prefixes, env, tmp)
+    new = fetch(uri, prefixes, env, tmp, numbers=numbers)
     found = Gathered([], [], [])
     for source in old[-(MAX_SOURCES - 1) :]:
         try:
-            again = new if source.uri == uri else fetch(source.uri, prefixes, env, tmp)
+            again = new if source.uri == uri else fetch(source.uri, prefixes, env, tmp, numbers=numbers)
         except Permanent as error:
             found.lost.append(f"old data left out: {error.message}")
             continue
@@ -158,37 +201,6 @@ def gather(uri: str, old: Sequence[Source], prefixes: Sequence[str], env: Mappin
             found.fetched.append(again)
     found.fetched.append(new)
     return found
-
-
-def faults(rows: Rows) -> dict[str, str]:
-    """Everything that forbids training on these rows."""
-    found: dict[str, str] = {}
-    if len(rows) < MIN_ROWS:
-        found["rows"] = f"{len(rows)}, at least {MIN_ROWS} are needed"
-    classes = len(np.unique(rows.labels))
-    if classes < 2:
-        found["labels"] = "only one class: there is nothing to tell apart"
-    if classes > MAX_CLASSES:
-        found["labels"] = f"{classes:,} different ones, at most {MAX_CLASSES:,} classes can be learned"
-    bad = ~np.isfinite(rows.features)
-    if bad.any():
-        columns = np.flatnonzero(bad.any(axis=0))
-        named = ", ".join(rows.columns[c] if rows.columns else f"#{c}" for c in columns[:10])
-        found["values"] = f"{int(bad.sum()):,} missing or not finite in {len(columns)} columns ({named})"
-    return found
-
-
-def check(fetched: Sequence[Fetched]) -> None:
-    """All faults of all sources at once; a difference in form is one of them."""
-    found = {f"{f.source.uri} {name}": what for f in fetched for name, what in faults(f.rows).items()}
-    new = fetched[-1].rows
-    for other in fetched[:-1]:
-        if (other.rows.shape, other.rows.columns) != (new.shape, new.columns):
-            found[f"{other.source.uri} form"] = f"{other.rows.shape}, the new data has {new.shape} or other columns"
-        elif other.rows.labels.dtype.kind != new.labels.dtype.kind:
-            found[f"{other.source.uri} labels"] = "numbers in one set, texts in the other"
-    if found:
-        raise Permanent("the data cannot be trained on", found)
 
 
 def keys(rows: Rows) -> list[bytes]:
@@ -210,6 +222,25 @@ def training_rows(fetched: Sequence[Fetched], evaluation: Rows | None) -> Iterat
         yield item, item.rows.where(~judge)
 
 
+def replay(parts: Sequence[tuple[Fetched, Rows]]) -> list[tuple[Fetched, Rows]]:
+    """All rows of the new source, the last, and of the old ones equal shares that together are no more than those.
+
+    Which rows of an old source is decided by their keys, which are as good as random: each attempt takes the same.
+    """
+    *old, new = parts
+    left, sampled = len(new[1]), dict[int, Rows]()
+    by_size = sorted(range(len(old)), key=lambda index: len(old[index][1]))
+    for position, index in enumerate(by_size):  # what a small one leaves of its share, the larger ones get
+        rows = old[index][1]
+        share = min(left // (len(old) - position), len(rows))
+        chosen = np.zeros(len(rows), dtype=np.bool_)
+        row_keys = keys(rows)
+        chosen[sorted(range(len(rows)), key=lambda row: row_keys[row])[:share]] = True
+        sampled[index] = rows.where(chosen)
+        left -= share
+    return [*((old[index][0], sampled[index]) for index in range(len(old))), new]
+
+
 def evaluation_rows(fetched: Sequence[Fetched]) -> Rows:
     """The held-out rows of all sources, in the slices `old data` and `new data` where both exist.
 
@@ -219,6 +250,6 @@ def evaluation_rows(fetched: Sequence[Fetched]) -> Rows:
     for index, item in enumerate(fetched):
         rows = item.rows.where(held_out(keys(item.rows)))
         name = "new data" if index == len(fetched) - 1 else "old data"
-        slices = np.full(len(rows), name if len(fetched) > 1 else "", dtype="<U64")
+        slices = np.full(len(rows), name if len(fetched) > 1 else "")
         parts.append(Rows(rows.features, rows.labels, slices, rows.shape, rows.columns))
     return join(parts)

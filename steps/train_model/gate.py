@@ -6,9 +6,10 @@ comes from the owner's evaluation URI, or else from rows that no training has se
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,14 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegis import manifest
+from aegis.names import printable
 from aegis.pointer import Champion
 from aegis.step import write_outputs
-from train_model import card, child, dataset, step, tracking
-from train_model.attempt import Attempt
+from train_model import checks, child, dataset, report, sandbox, step, tracking
+from train_model.attempt import METRICS, Attempt
+from train_model.predict import MAX_ANSWER
 from train_model.readers import Rows
-from train_model.verdict import Verdict, judge
+from train_model.verdict import Judged, Said, Verdict, judge, metric_of, refused
 
-MAX_ANSWER = 1 << 30
+MAX_DISK = 1 << 30
+"""Bytes that a model may write while it predicts: room for what it unpacks, not for a log without end."""
+MAX_NUMBER = 1e100
+"""Of a regression; its square can still be added up."""
+STARTING_S = 60
+"""What the process may take beyond the models' own time: the import of their libraries on a busy machine."""
 
 
 def main(env: Mapping[str, str] = os.environ) -> int:
@@ -45,18 +53,22 @@ def _gate(attempt: Attempt, env: Mapping[str, str]) -> str:
         champion = step.fetch_champion(attempt, env, work / "champion")
         rows, notes, lost = _evaluation(attempt, env, champion, work)
         models = [champion.directory] if champion else []
-        answers, run = _ask(attempt, env, rows, [*models, attempt.model_dir], work)
-    labels, predictions = texts(rows.labels.tolist()), [a if isinstance(a, str) else texts(a) for a in answers]
-    result = _judge(attempt, rows, labels, predictions)
+        labels = rows.labels if attempt.trainer.task == "regression" else texts(rows.labels.tolist())
+        metric = metric_of(attempt.gate, labels)
+        what = "numbers" if METRICS[metric] else "labels" if metric == "accuracy" else "probabilities"
+        answers, run = ask(attempt, env, rows, [*models, attempt.model_dir], work, what)
+    before, after = answers[0] if models else None, answers[-1]
+    result = _judge(attempt, labels, rows.slices, before, after)
     if lost:
         why = "; ".join(["old knowledge cannot be judged: set evaluationUri, or bring the data back", *lost])
-        result = replace(result, accept=False, explanation=f"{why}; {result.explanation}")
+        text = f"{why}; {result.explanation}"
+        result = replace(result, accept=False, reason="OldDataLost", explanation=text)
     explanation = "; ".join([result.explanation, *notes])
-    outcome = "Accepted" if result.accept else "Rejected"
+    outcome = "Accepted" if result.accept else f"Rejected:{result.reason}"
     outputs = {"verdict": "accept" if result.accept else "reject", "digest": digest, "outcome": outcome}
     outputs["champion"] = champion.pointer.mark if champion else ""  # a promotion after another is refused
-    if run is not None:
-        _show(attempt, run, result, explanation, labels, predictions, digest)
+    shown = (_shown(before) if before else None, _shown(after))
+    report.show(attempt, run, Judged(result, labels, shown, digest, explanation), env)
     write_outputs(attempt.out, outputs | {"explanation": explanation})
     return f"{outcome}: {explanation}"
 
@@ -66,13 +78,13 @@ def _evaluation(
 ) -> tuple[Rows, list[str], list[str]]:
     """The rows that judge, what must be said about them, and old data that should be among them and cannot be had."""
     (work / "data").mkdir()
-    notes, lost = list[str](), list[str]()
+    numbers, notes, lost = attempt.trainer.task == "regression", list[str](), list[str]()
     if attempt.evaluation_uri:
-        fetched = [dataset.fetch(attempt.evaluation_uri, attempt.prefixes, env, work / "data")]
+        fetched = [dataset.fetch(attempt.evaluation_uri, attempt.prefixes, env, work / "data", numbers=numbers)]
         rows = fetched[0].rows
     else:
         old = dataset.remembered(champion)
-        found = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, work / "data")
+        found = dataset.gather(attempt.dataset_uri, old, attempt.prefixes, env, work / "data", numbers=numbers)
         fetched, notes, lost = found.fetched, found.notes, found.lost
         rows = dataset.evaluation_rows(fetched)
         if champion and not old:
@@ -84,88 +96,98 @@ def _evaluation(
         if fetched[-1].source.digest not in trained_on:
             # Harmless: a row is held out by its content alone, so none of these can have been trained on.
             notes.append("the data has changed since the training")
-    dataset.check(fetched)
+    checks.check(fetched, numbers=numbers, max_missing=attempt.trainer.max_missing)
     return rows, notes, lost
 
 
-def _ask(
-    attempt: Attempt, env: Mapping[str, str], rows: Rows, models: Sequence[Path], work: Path
-) -> tuple[list[list[Any] | str], tracking.Run | None]:
-    """Each model's labels, or in words why there are none; and the run of MLflow, if one is to be shown to."""
-    np.save(work / "X.npy", rows.features)
-    (work / "columns.json").write_text(json.dumps(rows.columns))
-    safe = child.environment(env, work)
-    arguments = [work / "X.npy", work / "columns.json", *models]
+def ask(
+    attempt: Attempt, env: Mapping[str, str], rows: Rows, models: Sequence[Path], work: Path, what: str
+) -> tuple[list[Said | str], tracking.Run | None]:
+    """What each model says, or in words why it says nothing; and the run of MLflow, if one is to be shown to."""
+    scratch = work / "scratch"  # all that a model sees beside itself, where the system can see to that
+    scratch.mkdir()
+    np.save(scratch / "X.npy", rows.features)
+    (scratch / "columns.json").write_text(json.dumps(rows.columns))
+    seconds, memory = attempt.gate.timeout_seconds, child.memory_limit()
+    command = child.module("train_model.predict", what, str(seconds), scratch, *models)
+    safe, text = child.environment(env, scratch), list[bytes]()
     with (
-        (work / "log").open("w+b") as log,
-        child.started("train_model.predict", arguments, safe, log, subprocess.PIPE) as process,
+        sandbox.hidden(),
+        child.Log(env) as log,
+        child.started(command, safe, log, subprocess.PIPE, cwd=scratch, memory=memory, disk=MAX_DISK) as process,
     ):
         assert process.stdout is not None  # noqa: S101 - for the type: it was asked for
-        # The group, not the process: a fork that hangs would hold the pipe open for ever.
-        late = threading.Timer(attempt.gate.timeout_seconds * len(models), child.end, [process])
-        late.start()
+        pipe, most = process.stdout, (MAX_ANSWER + 1) * len(models)
+        reader = threading.Thread(target=lambda: text.append(pipe.read(most)), daemon=True)
+        reader.start()
         run = tracking.begin(attempt, tracking.identity(attempt)) if attempt.tracking_uri else None
-        text = process.stdout.read(MAX_ANSWER)
-        late.cancel()
-        if said := child.tail(log, env):
-            print(said)
-    lines = text.split(b"\n")[: len(models)]
-    return [_answer(line, len(rows)) for line in [*lines, *[b""] * (len(models) - len(lines))]], run
+        bounds = child.Bounds(seconds * len(models) + STARTING_S, memory, MAX_DISK)
+        breach = child.watch(process, bounds, [scratch], lambda: None)
+        child.end(process)
+        reader.join()
+    lines = b"".join(text).split(b"\n")[:-1]
+    missing = breach.said if breach else "the process that should have loaded it died"
+    return [said(lines[i], len(rows), what) if i < len(lines) else missing for i in range(len(models))], run
 
 
-def _answer(line: bytes, rows: int) -> list[Any] | str:
+def said(line: bytes, rows: int, what: str) -> Said | str:
+    """A model's answer (see `predict`) if it is whole, else in words why it is none."""
     try:
         found = json.loads(line)
-        labels = found.get("labels")
-    except (ValueError, AttributeError, RecursionError):
-        return "it gave no answer in time"
-    if isinstance(labels, list) and len(labels) == rows:
-        return labels
-    return str(found.get("error", "it did not give one label a row"))[:500]
+        if "error" in found:
+            return printable(str(found["error"]))[:500]
+        if what == "labels":
+            whole = isinstance(found[what], list) and len(found[what]) == rows
+            return Said(texts(found[what])) if whole else "it did not give one label a row"
+        numbers = np.frombuffer(base64.b64decode(found[what], validate=True), "<f8")
+        if what == "numbers":
+            bad = rows - int((np.abs(numbers) < MAX_NUMBER).sum())
+            return f"it gave no number, or a vast one, in {bad:,} of {rows:,} rows" if bad else Said(numbers)
+        classes = texts(found["classes"])
+        shares = numbers.reshape(rows, len(classes))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error):
+        return "it gave no answer"
+    if len(set(classes.tolist())) != len(classes) or len(classes) > checks.MAX_CLASSES:
+        return f"its {len(classes):,} classes are not different ones, {checks.MAX_CLASSES:,} at most"
+    good = np.isfinite(shares).all(axis=1) & (shares >= 0).all(axis=1) & (np.abs(shares.sum(axis=1) - 1) < 1e-3)
+    if not good.all():
+        return f"what it gave are no probabilities (from 0 to 1, of sum 1) in {int((~good).sum()):,} of {rows:,} rows"
+    return Said(classes[np.argmax(shares, axis=1)], classes, shares)
+
+
+def _shown(answer: Said | str) -> NDArray[Any] | str:
+    return answer if isinstance(answer, str) else answer.labels
 
 
 def texts(labels: Sequence[Any]) -> NDArray[np.str_]:
     """Labels in the one form in which they are compared: 3, 3.0 and "3" are the same."""
-    return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)[:64] for v in labels])
+    return np.array([str(int(v) if isinstance(v, float) and v.is_integer() else v)[:64] for v in labels], dtype=np.str_)
 
 
 def _judge(
-    attempt: Attempt, rows: Rows, labels: NDArray[np.str_], predictions: Sequence[NDArray[np.str_] | str]
-) -> Verdict:
-    """The verdict; a model that cannot predict is a rejection too, the champion as well as the challenger."""
-    *before, challenger = predictions
-    for name, answer in (("challenger", challenger), *(("champion", answer) for answer in before)):
-        if isinstance(answer, str):
-            return Verdict(False, f"the {name} cannot predict: {answer}", len(rows), 0.0, None, None, ())
-    known = [p for p in predictions if not isinstance(p, str)]
-    champion = known[0] if before else None
-    return judge(labels, known[-1], champion, rows.slices, attempt.gate, attempt.seed)
-
-
-def _show(
     attempt: Attempt,
-    run: tracking.Run,
-    result: Verdict,
-    explanation: str,
-    labels: NDArray[np.str_],
-    predictions: Sequence[NDArray[np.str_] | str],
-    digest: str,
-) -> None:
-    """Metrics, tags and the model card, for people, in the attempt's run."""
-    metrics: dict[str, float | None] = {"eval_rows": result.rows, "challenger_accuracy": result.challenger}
-    metrics |= {"champion_accuracy": result.champion, "mcnemar_p": result.p}
-    metrics |= {"slice_change/" + re.sub(r"[^\w .-]", "_", part.name): part.change for part in result.slices}
-    outcome = "Accepted" if result.accept else "Rejected"
-    tags = {"aegis.verdict": outcome, "aegis.explanation": explanation, "aegis.model_digest": digest}
-    run.log({}, {name: value for name, value in metrics.items() if value is not None}, tags)
-    with tempfile.TemporaryDirectory(dir=attempt.tmp) as folder:
-        facts = {name.removeprefix("aegis."): str(value) for name, value in tracking.identity(attempt).items()}
-        known = None if isinstance(predictions[-1], str) else predictions[-1]
-        page = card.Card(facts | {"digest": digest}, explanation, result, labels, known)
-        (Path(folder) / "model_card.html").write_text(card.html(page), encoding="utf-8")
-        (Path(folder) / "model_card.md").write_text(card.markdown(page), encoding="utf-8")
-        run.artifacts(Path(folder))
-    run.end("FINISHED")
+    labels: NDArray[Any],
+    slices: NDArray[np.str_],
+    champion: Said | str | None,
+    challenger: Said | str,
+) -> Verdict:
+    """The verdict; who gives no answers is refused by name, and the owner's policies apply."""
+    gate = attempt.gate
+    broken = champion if isinstance(champion, str) else ""
+    none: tuple[str, int, float] = metric_of(gate, labels), len(labels), gate.alpha / attempt.max_attempts
+    if isinstance(challenger, str):
+        return refused("CannotPredict", f"the challenger cannot predict: {challenger}", *none)
+    if broken and gate.broken_champion == "reject":
+        return refused("ChampionBroken", f"the champion cannot predict: {broken}", *none)
+    rival = None if isinstance(champion, str) else champion
+    result = judge(labels, challenger, rival, slices, gate, attempt.max_attempts)
+    if broken:
+        text = f"{result.explanation}; the champion cannot predict, so it was not compared with: {broken}"
+        return replace(result, explanation=text)
+    if champion is None and gate.without_champion == "reject":
+        text = f"there is no champion, and only a person may bring in the first: {result.explanation}"
+        return replace(result, accept=False, reason="NoChampion", explanation=text)
+    return result
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ def test_the_variables_of_the_steps_are_those_that_the_template_hands_to_each() 
     for template in yaml.safe_load((ROOT / "knative/base/argo/workflow-template.yaml").read_text())["spec"][
         "templates"
     ]:
-        for container in (*template.get("initContainers", []), template.get("container")):
+        for container in (
+            *template.get("initContainers", []),
+            *template.get("sidecars", []),
+            template.get("container"),
+        ):
             for variable in container["env"] if container else []:
                 source = variable.get("valueFrom", {}).get("configMapKeyRef", {})
                 if source.get("name") == "aegis-steps":

@@ -37,6 +37,8 @@ class Kind(StrEnum):
     """The caller gets the fault's `answer`; the server never hears of the call."""
     ERROR_AFTER = "500 after the work"
     RESET_AFTER = "reset after the work"
+    CUT = "cut in the middle of the answer"
+    """The caller gets the head and the first `keep` bytes of the body, then the connection closes."""
     DELAY = "delayed"
     """The server gets the call at once; its answer is held back."""
     KILL_BEFORE = "caller killed before"
@@ -60,6 +62,7 @@ class Fault:
     times: int = 1
     about: str = ""
     delay_s: float = 0.0
+    keep: int = 0
     answer: Message = field(default_factory=lambda: told(503, b"a fault\n"))
     pid: Callable[[], int] | None = None
     whom: str = "caller"
@@ -77,11 +80,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that came: the proxy's name, the method, the path without its query, as the report shows it."""
+    """A call that came: the proxy's name, the method, the path without its query, as the report shows it; and the range
+    of bytes that it asked for."""
 
     server: str
     method: str
     path: str
+    span: str = field(default="", compare=False)
 
 
 @dataclass
@@ -203,7 +208,7 @@ class FaultProxy:
 
     async def _handle(self, request: Message, writer: asyncio.StreamWriter) -> None:
         method, target, _ = request.start.split(" ", 2)
-        call = Call(self.name, method, self.simplify(target.partition("?")[0]))
+        call = Call(self.name, method, self.simplify(target.partition("?")[0]), request.header("range"))
         self.calls.append(call)
         content = target.encode() + b" " + request.body
         fault = next((fault for fault in list(self.faults) if fault.takes(call, content)), None)
@@ -217,6 +222,12 @@ class FaultProxy:
             _happens(fault, call, writer)
         if fault and kind is Kind.DELAY:
             await asyncio.sleep(fault.delay_s)
+        elif fault and kind is Kind.CUT:
+            head = answer.encode().removesuffix(answer.body)
+            writer.write(head + answer.body[: fault.keep])
+            await writer.drain()
+            writer.close()
+            return
         elif kind is Kind.ERROR_AFTER:
             answer = Message("HTTP/1.1 500 Internal Server Error", [("Content-Type", "text/plain")], b"a fault\n")
         elif fault and kind is not Kind.ANSWER:

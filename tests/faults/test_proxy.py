@@ -124,6 +124,14 @@ def test_a_delay_holds_the_answer_back_not_the_work(proxy: FaultProxy, server: S
     assert len(server.done) == 1
 
 
+def test_an_answer_is_cut_behind_as_many_bytes_as_the_fault_keeps(proxy: FaultProxy, server: Server) -> None:
+    proxy.add(Fault(Kind.CUT, keep=3))
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        ask(proxy)
+    assert caught.value.partial == b"hel"
+    assert len(server.done) == 1
+
+
 def test_only_the_chosen_call_goes_wrong(proxy: FaultProxy) -> None:
     proxy.add(Fault(Kind.ERROR_AFTER, method="PUT", path="/a/.*", nth=2))
     statuses = [ask(proxy, method, path)[0] for method, path in

@@ -94,7 +94,7 @@ def step_pod(template: Json, name: str) -> Json:
                 {**argo, "name": "init", "command": ["argoexec", "init"]},
                 *step.get("initContainers", []),
             ],
-            "containers": [{**argo, "name": "wait", "command": ["argoexec", "wait"]}, main],
+            "containers": [{**argo, "name": "wait", "command": ["argoexec", "wait"]}, main, *step.get("sidecars", [])],
             "volumes": [*step.get("volumes", []), {"name": "exec-sa-token", "secret": {"secretName": secret}}],
         },
     }

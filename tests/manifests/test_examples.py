@@ -15,7 +15,7 @@ from aegis.settings import duration
 from retrain_trigger.model import Policy, object_name
 from tests.conftest import needs
 from tests.manifests.conftest import Api
-from tests.manifests.overlays import KNATIVE, ROOT
+from tests.manifests.overlays import KNATIVE, ROOT, built, step_pod, workflow_template
 from tests.receiver.world import World, alert, payload
 
 EXAMPLES = KNATIVE / "examples"
@@ -85,6 +85,13 @@ def test_the_guide_s_alert_is_understood_too() -> None:
 def test_the_api_server_takes_the_example_s_model(installed: Api) -> None:
     path = "/apis/aegis.dev/v1alpha1/namespaces/aegis/managedmodels?dryRun=All"
     status, answer = installed("POST", path, read("managed-model.yaml"))
+    assert status == 201, answer
+
+
+def test_the_api_server_takes_the_pod_with_a_trainer_s_own_container(installed: Api, kubectl: str) -> None:
+    pod = step_pod(workflow_template(built(kubectl, "../examples/trainer-container")), "train")
+    assert pod["spec"]["initContainers"][2]["image"] == "registry.example/churn-trainer:1"
+    status, answer = installed("POST", "/api/v1/namespaces/aegis-workflows/pods?dryRun=All", pod)
     assert status == 201, answer
 
 

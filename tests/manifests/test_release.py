@@ -38,8 +38,9 @@ def test_every_image_is_pinned_and_nothing_else_changes(tmp_path: Path, kubectl:
         texts = (text.partition("\n")[2].replace(f"'{signer}'", "'aegis-sign-model:0.1.0'"), _built(kubectl, overlay))
         template = workflow_template(documents)
         steps = {step["name"]: step.get("container") or {} for step in template["spec"]["templates"]}
-        (told,) = [e["value"] for e in steps["sign"]["env"] if e["name"] == "AEGIS_TRAINER_IMAGE"]
-        assert told == steps["train"]["image"] == LINES[2].partition("=")[2]
+        for step in ("train", "gate", "sign"):
+            (told,) = [e["value"] for e in steps[step]["env"] if e["name"] == "AEGIS_TRAINER_IMAGE"]
+            assert told == steps["train"]["image"] == LINES[2].partition("=")[2]
         unpinned = [re.sub(r"image: \S+|(?<=AEGIS_TRAINER_IMAGE\n)\s+value: \S+", "", t) for t in texts]
         assert unpinned[0] == unpinned[1]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"install-{o}.yaml" for o in OVERLAYS)

@@ -53,7 +53,7 @@ def walk(value: Any) -> list[tuple[str, Any]]:
 def containers(document: Any) -> list[Json]:
     """Every container anywhere below, Argo's included."""
     fields = walk(document)
-    lists = [c for name, found in fields if name in ("containers", "initContainers") for c in found]
+    lists = [c for name, found in fields if name in ("containers", "initContainers", "sidecars") for c in found]
     return lists + [found for name, found in fields if name == "container" and isinstance(found, dict)]
 
 

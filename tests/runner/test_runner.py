@@ -372,6 +372,38 @@ if "AEGIS_OUT" in os.environ:
 """
 
 
+BESIDE = """\
+import os, pathlib, signal, sys
+out = pathlib.Path(os.environ["OUT"])
+def over(*_):
+    (out / "told").touch()
+    sys.exit(3)
+signal.signal(signal.SIGTERM, over)
+(out / "ready").touch()
+signal.pause()
+"""
+WAITS = """\
+import os, pathlib, time
+while not (pathlib.Path(os.environ["OUT"]) / "ready").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_sidecar_runs_beside_main_is_told_that_it_is_over_and_fails_nothing(world: World) -> None:
+    one = pod("one", WAITS, env=OUT)
+    one["sidecars"] = [{**container(BESIDE), "name": "beside", "env": OUT}]
+    done = world.run(template(one), row("w"))
+    assert phase(done) == "Succeeded", done["status"]
+    assert (world.home / "runs/w/one/volumes/out/told").exists()
+
+
+def test_a_sidecar_ends_with_a_main_container_that_failed(world: World) -> None:
+    one = pod("one", "raise SystemExit(4)")
+    one["sidecars"] = [{**container("import time; time.sleep(600)"), "name": "beside"}]
+    done = world.run(template(one), row("w"))
+    assert (phase(done), "exit code 4" in done["status"]["message"]) == ("Failed", True)
+
+
 def test_the_shipped_trainer_gets_no_bucket_credential(world: World) -> None:
     document: Json = yaml.safe_load(SHIPPED.read_text())
     world.secrets = {
@@ -380,7 +412,11 @@ def test_the_shipped_trainer_gets_no_bucket_credential(world: World) -> None:
     }
     world.config = {"aegis-steps": {"AEGIS_SIGNING_KEY": "file:///k", "MLFLOW_TRACKING_URI": "http://mlflow"}}
     for one in document["spec"]["templates"]:
-        for part in (*one.get("initContainers", []), *([one["container"]] if "container" in one else [])):
+        for part in (
+            *one.get("initContainers", []),
+            *one.get("sidecars", []),
+            *([one["container"]] if "container" in one else []),
+        ):
             part["command"] = ["python", "-c", SHOW]
     values = {p["name"]: "" for p in document["spec"]["arguments"]["parameters"]} | {"approval": "false"}
     done = world.run(document, row("w", values, of="aegis-retrain"))
@@ -390,7 +426,8 @@ def test_the_shipped_trainer_gets_no_bucket_credential(world: World) -> None:
         for node in (world.home / "runs/w").glob("*/*.log")
         if "hunter2" in node.read_text()
     }
-    assert holders == {"train(0)/fetch", "gate(0)/main", "sign(0)/main", "promote(0)/main"}
+    buckets = {"train(0)/fetch", "train(0)/checkpoint", "gate(0)/main", "sign(0)/main", "promote(0)/main"}
+    assert holders == buckets
     trainer = world.log("train(0)")
     assert "AEGIS_SIGNING_KEY" not in trainer
     assert "MLFLOW_TRACKING_PASSWORD=p" in trainer

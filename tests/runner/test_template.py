@@ -35,7 +35,9 @@ def templates(shipped: Json) -> dict[str, Json]:
 
 def containers(templates: dict[str, Json]) -> dict[str, Json]:
     found = {name: t["container"] for name, t in templates.items() if "container" in t}
-    return found | {c["name"]: c for t in templates.values() for c in t.get("initContainers", [])}
+    return found | {
+        c["name"]: c for t in templates.values() for c in (*t.get("initContainers", []), *t.get("sidecars", []))
+    }
 
 
 def test_the_shipped_template_is_what_argo_reads(shipped: Json) -> None:
@@ -63,9 +65,9 @@ def test_the_shipped_template_runs_here() -> None:
     }  # fmt: skip
 
 
-def test_only_fetch_gate_sign_and_promote_get_the_bucket_s_credential(templates: dict[str, Json]) -> None:
+def test_only_fetch_checkpoint_gate_sign_and_promote_get_the_bucket_s_credential(templates: dict[str, Json]) -> None:
     holders = {name for name, c in containers(templates).items() if STORAGE in str(c.get("envFrom")) + str(c["env"])}
-    assert holders == {"fetch", "gate", "sign", "promote"}
+    assert holders == {"fetch", "checkpoint", "gate", "sign", "promote"}
 
 
 def test_only_sign_and_promote_see_the_signing_key(templates: dict[str, Json]) -> None:

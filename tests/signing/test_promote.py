@@ -186,8 +186,8 @@ class Lost:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
-        self._store.swap(path, data, expected)
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
+        self._store.swap(path, source, expected)
         raise Conflict("somebody was faster")
 
 
@@ -206,9 +206,9 @@ class Overtaken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def swap(self, path: str, data: bytes, expected: str | None) -> str:
+    def swap(self, path: str, source: bytes | Path, expected: str | None) -> str:
         self._other()
-        return self._store.swap(path, data, expected)
+        return self._store.swap(path, source, expected)
 
 
 def test_who_is_overtaken_at_the_last_moment_is_stale_and_its_version_says_so(

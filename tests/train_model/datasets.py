@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
@@ -69,3 +70,11 @@ def cifar_batch(digits: Digits) -> bytes:
     planes = np.repeat(images.reshape(-1, 1, 1024), 3, axis=1).reshape(len(images), -1)
     records: Array = np.c_[digits.labels, planes].astype(np.uint8)
     return records.tobytes()
+
+
+def save_images(folder: Path, digits: Digits) -> None:
+    """The digits as PNG files, each in the folder of its label."""
+    for number, (features, label) in enumerate(zip(digits.features, digits.labels, strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((features.reshape(8, 8) * 15).astype(np.uint8))
+        image.save(folder / str(label) / f"{number}.png")
