@@ -42,7 +42,7 @@ coverage: $(VENV)/.dev
 		tests/signing/test_attacks.py tests/signing/test_fuzz.py
 
 bench: $(VENV)/.dev
-	@for each in receiver trigger fetch train_step gate signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
+	@for each in receiver trigger fetch train_step gate drift signing kubernetes; do $(BIN)/python -m benchmarks.$$each || failed=1; done; exit $${failed:-0}
 
 # The product on the cluster that KUBECONFIG names (docs/install.md says how to bring the images there). Not part of `test`.
 e2e: $(VENV)/.dev

@@ -3,7 +3,7 @@
 What happens is what Argo 4.1.2 does, as its controller and executor have it:
 - Outputs are collected from a failed main container too, and global ones are set from them. An init container that
   fails ends the pod before anything is collected: only its last output is known, in the message.
-- Sidecars start with the main container and get SIGTERM when that is over; how they end changes nothing.
+- Sidecars start with the main container and get SIGTERM when that is over. One that fails by itself fails the pod.
 - A later node's global output replaces an earlier one, also by the empty text of a `default`.
 - A node with a `retryStrategy` has its attempts beside it (`train(0)`) and the outputs of the one that succeeded.
 - A skipped step's outputs have their defaults.
@@ -38,6 +38,8 @@ SPEC_FIELDS = frozenset({"workflowTemplateRef", "arguments", "entrypoint", "prio
 """What a Workflow may say here; its template says the rest."""
 OUTPUT_LIMIT = 64 * 1024
 """Bytes of an output parameter: it travels in the Workflow's status, 1 MiB in all on a cluster."""
+SIGNALLED = (137, 143)
+"""Exit codes of a sidecar that Argo does not mind: it ended it itself."""
 CONFLICTS = 50
 """Lost compare-and-sets before a status write gives up: hardly anybody else writes there."""
 
@@ -440,12 +442,15 @@ class _Pod:
         beside = items(self._template, "sidecars")
         with ThreadPoolExecutor(len(beside) or 1) as pool:
             try:
-                for container in beside:
-                    pool.submit(self._start, container, lambda: "main is over" if over.is_set() else None)
+                told = [pool.submit(self._start, each, lambda: "over" if over.is_set() else None) for each in beside]
                 ended = self._start(self._main, stop)
             finally:
                 over.set()
-        return self._end(self._main, ended) | {"outputs": {"exitCode": str(ended.exit_code)}}
+        node = self._end(self._main, ended)
+        for container, future in zip(beside, told, strict=True):
+            if node["phase"] not in BAD and (code := future.result().exit_code) not in (0, *SIGNALLED):
+                node |= {"phase": "Failed", "message": f"{container['name']}: Error (exit code {code})"}
+        return node | {"outputs": {"exitCode": str(ended.exit_code)}}
 
     def _start(self, container: Template, stop: Callable[[], str | None]) -> process.Ended:
         mounts = self._mounts(container)

@@ -377,7 +377,7 @@ import os, pathlib, signal, sys
 out = pathlib.Path(os.environ["OUT"])
 def over(*_):
     (out / "told").touch()
-    sys.exit(3)
+    sys.exit(0)
 signal.signal(signal.SIGTERM, over)
 (out / "ready").touch()
 signal.pause()
@@ -389,12 +389,21 @@ while not (pathlib.Path(os.environ["OUT"]) / "ready").exists():
 """
 
 
-def test_a_sidecar_runs_beside_main_is_told_that_it_is_over_and_fails_nothing(world: World) -> None:
+def test_a_sidecar_runs_beside_main_and_is_told_that_it_is_over(world: World) -> None:
     one = pod("one", WAITS, env=OUT)
     one["sidecars"] = [{**container(BESIDE), "name": "beside", "env": OUT}]
     done = world.run(template(one), row("w"))
     assert phase(done) == "Succeeded", done["status"]
     assert (world.home / "runs/w/one/volumes/out/told").exists()
+
+
+def test_a_sidecar_that_fails_fails_the_pod_as_argo_has_it(world: World) -> None:
+    one = pod("one", WAITS, env=OUT)
+    fails = "import os, pathlib; pathlib.Path(os.environ['OUT'], 'ready').touch(); raise SystemExit(3)"
+    one["sidecars"] = [{**container(fails), "name": "beside", "env": OUT}]
+    done = world.run(template(one), row("w"))
+    assert phase(done) == "Failed"
+    assert done["status"]["message"].endswith("beside: Error (exit code 3)")
 
 
 def test_a_sidecar_ends_with_a_main_container_that_failed(world: World) -> None:

@@ -217,3 +217,11 @@ def test_a_sidecar_that_is_told_to_end_brings_what_was_left_last_and_ends_well(w
 def caught(status: Path) -> int:
     """The mask of the signals that a process has a handler for."""
     return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt")), 16)
+
+
+def test_a_sidecar_never_fails_its_pod_whatever_is_wrong(world: World) -> None:
+    for wrong in ({"AEGIS_MODELS_URI": ""}, {"AEGIS_MODELS_URI": "ftp://x"}, {"AEGIS_SETTINGS": "%"}):
+        world.env = {"AEGIS_CHECKPOINT": str(world.root / "checkpoint"), **wrong}
+        done = world.run("checkpoint")
+        assert done.code == 0
+        assert "checkpoint: " in done.text or "BadData" in done.text
