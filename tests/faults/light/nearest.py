@@ -20,3 +20,6 @@ def fit(source: Path, target: Path) -> None:
         (target / "model" / "model.skops").open("wb") as file,
     ):
         np.savez(file, X=data["X"], y=classes[data["y"]])
+    (target / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    (target / "report").mkdir()
+    (target / "report" / "note.txt").write_text("shown in MLflow")
