@@ -21,9 +21,9 @@ COLOURS = """
 @media(prefers-color-scheme:dark){
 :root{--paper:#12161b;--ink:#e8ecf0;--soft:#9da7b3;--line:#3a434d;--old:#e8a33d;--new:#6cb2ff}}
 text{font:12px system-ui,sans-serif;fill:var(--ink)}.soft{fill:var(--soft)}.end{text-anchor:end}
-.mid{text-anchor:middle}.grid{stroke:var(--line)}.bound{stroke:var(--ink);stroke-dasharray:4 3}.none{fill:none}
+.mid{text-anchor:middle}.grid{stroke:var(--line)}.bound{stroke:var(--ink);stroke-dasharray:4 3}
 .old{fill:var(--old);stroke:var(--old)}.new{fill:var(--new);stroke:var(--new)}.thick{stroke-width:2}
-.small{font-size:9px}.flat{stroke:none}.on{fill:var(--paper)}
+.small{font-size:9px}.flat{stroke:none}.on{fill:var(--paper)}.none{fill:none}
 """
 WIDTH = 360
 _LEFT, _RIGHT = 8, 352

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import warnings
 from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from train_model.attempt import GateSettings
+from tests.train_model.world import World
+from train_model import card as card_module
+from train_model import report, tracking
+from train_model.attempt import Attempt, GateSettings
 from train_model.card import Card, Drift
 from train_model.verdict import Judged, Said, judge, refused
 
@@ -64,3 +77,142 @@ CASES = {
     "long names": card(judged(name="a-name-without-any-blank-that-goes-on-and-on-" * 4), "long" * 100),
     "no rows": card(Judged(refused("NotEnoughData", "none", "accuracy", 0, 0.05), np.array([]), (None, ""), "", "")),
 }
+
+
+class Reader(HTMLParser):
+    """Every tag and attribute of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.values: list[str] = []
+        self.styles: list[str] = []
+        self.words = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.styles += [value or "" for name, value in attrs if name == "style"]
+        self.values += [value or "" for name, value in attrs if name not in ("class", "aria-label", "xmlns")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+TAGS = {
+    "html", "meta", "title", "style", "main", "section", "h1", "h2", "h3", "p", "div", "span", "figure", "figcaption",
+    "table", "thead", "tbody", "tr", "th", "td", "svg", "g", "rect", "text", "line", "circle", "path", "polyline",
+    "details", "summary",
+}  # fmt: skip
+
+
+def harmless(page: str) -> Reader:
+    """Only our tags; nothing that runs, and nothing that is loaded from anywhere."""
+    read = Reader(page)
+    assert read.tags <= TAGS, read.tags - TAGS
+    assert not [name for name in read.attributes if name.startswith("on") or name in ("src", "href", "xlink:href")]
+    assert all(re.fullmatch(r"(--c:var\(--\w+\)|fill-opacity:[0-9.]+)", style) for style in read.styles), read.styles
+    assert not [value for value in read.values if "://" in value or "javascript:" in value]
+    assert not re.search(r"url\(|@import|expression\(", page)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", page)
+    return read
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_case_is_one_harmless_page_of_a_bounded_size(name: str) -> None:
+    found = CASES[name]
+    files = card_module.files(found)
+    read = harmless(files["model_card.html"])
+    assert card_module.headline(found.judged.verdict) in read.words
+    assert len(files["model_card.html"]) < 400_000
+    assert {"model_card.html", "model_card.md"} <= files.keys()
+    for file, content in files.items():
+        if file.endswith(".svg"):
+            ElementTree.fromstring(content)  # noqa: S314 - our own
+            harmless(content.partition("?>")[2] or content)
+    assert "nan" not in read.words.casefold().split()
+
+
+def test_what_the_gate_found_stands_on_the_card() -> None:
+    page = Reader(card_module.html(CASES["accepted"])).words
+    verdict = CASES["accepted"].judged.verdict
+    assert verdict.champion is not None
+    for number in (f"{100 * verdict.challenger:.1f} %", f"{100 * verdict.champion:.1f} %", verdict.slices[0].name):
+        assert number in page
+    assert {"Champion and challenger", "Slices", "Confusion", "What drifted", "How it learned"} <= {
+        part.title for part in card_module.sections(CASES["accepted"])
+    }
+
+
+@given(st.text(max_size=60) | st.sampled_from([HOSTILE, "a|b\n# c", "[x](http://evil)", "<b>", "&lt;", "*" * 50]))
+@settings(max_examples=60)
+def test_whatever_text_came_from_others_stays_text(foreign: str) -> None:
+    found = card(replace(judged(classes=3, rows=300, name="x" + foreign), explanation=foreign), foreign)
+    files = card_module.files(found)
+    harmless(files["model_card.html"])
+    for line in files["model_card.md"].splitlines():
+        assert not re.search(r"(?<!\\)\]\((?!\w+\.svg\))", line), line  # no link but to our plots
+        assert "<" not in line.replace("&lt;", "")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None, 3, "x", [3], [{}], [{"name": "a"}],
+        [{"name": "a", "distance": "x", "low": 0, "high": 1, "old": [1], "new": [1]}],
+        [{"name": "a", "distance": float("nan"), "low": 0, "high": 1, "old": [1], "new": [1]}],
+        [{"name": "a", "distance": 1, "low": 0, "high": 1, "old": [1e999], "new": [1]}],
+        [{"name": "a", "distance": 1, "low": 0, "high": 1, "old": 7, "new": [1]}],
+    ],
+)  # fmt: skip
+def test_a_record_of_drift_in_another_form_is_left_out(broken: Any) -> None:
+    assert report.drifted({"drifted": broken}) == ()
+
+
+def test_a_record_of_drift_is_bounded() -> None:
+    whole = {"name": "a", "distance": 0.5, "low": 0, "high": 1, "old": [0.5] * 1000, "new": [0.5] * 1000}
+    found = report.drifted({"drifted": [whole] * 50})
+    assert len(found) == 8
+    assert len(found[0].old) <= 50
+
+
+def test_the_run_s_metrics_are_finite_and_named_as_mlflow_takes_them() -> None:
+    for found in CASES.values():
+        for name, value in report.measures(found.judged.verdict).items():
+            assert math.isfinite(value)
+            assert re.fullmatch(r"[\w./ -]+", tracking.metric_name(name)), name
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_the_report_is_shown_in_the_run_and_beside_the_outputs(world: World, tracked: bool) -> None:
+    from mlflow import MlflowClient
+
+    attempt = Attempt.from_env(world.environment())
+    attempt.model_dir.mkdir(parents=True)
+    drift = {"name": "speed", "distance": 0.5, "low": 0, "high": 1, "old": [0.5, 0.5], "new": [1, 0]}
+    record = {"drifted": [drift], "sources": [{"uri": "s3://bucket/new", "digest": "cd" * 32}], "rows": 7}
+    (attempt.model_dir / "aegis_dataset.json").write_text(json.dumps(record))
+    run = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's and SQLAlchemy's; in a process of their own they only print
+        if tracked:
+            run = tracking.begin(attempt, tracking.identity(attempt))
+            run.metrics([("loss", 1 / step, step, 1000 * step) for step in (1, 2, 3)])
+        report.show(attempt, run, judged(), world.env)
+    page = Reader((attempt.out / "report" / "model_card.html").read_text())
+    for word in ("speed", "s3://bucket/new", "cd" * 32, "ev-1"):
+        assert word in page.words, word
+    if run is None:
+        return
+    assert "How it learned" in page.words
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = MlflowClient(world.tracking)
+        there = {item.path for item in client.list_artifacts(run.run_id)}
+        told = client.get_run(run.run_id)
+    assert there == {path.name for path in (attempt.out / "report").iterdir()}
+    assert told.info.status == "FINISHED"
+    assert (told.data.tags["aegis.verdict"], told.data.tags["aegis.reason"]) == ("Accepted", "Accepted")
