@@ -52,6 +52,9 @@ class Place(Protocol):
     def mlflow(self) -> str | None:
         """The URL of MLflow, for links."""
 
+    def report(self, run_id: str) -> str | None:
+        """Where the model card of a run is, or the command that brings it."""
+
     def logs(self, workflow: str) -> str | None:
         """Where a Workflow's logs are, or the command that shows them."""
 
@@ -123,6 +126,9 @@ class Cluster:
             return None  # only a link
         uri = (doc.get("data") or {}).get("MLFLOW_TRACKING_URI")
         return re.sub("//[^/]*@", "//", uri) if uri else None  # who puts a password there shall not see it shown
+
+    def report(self, run_id: str) -> str | None:
+        return f"mlflow artifacts download --run-id {run_id} --artifact-path model_card.html"
 
     def logs(self, workflow: str) -> str | None:
         selector = f"workflows.argoproj.io/workflow={workflow}"

@@ -162,9 +162,7 @@ class Demo:
     def where_to_look(self) -> None:
         state = self.state.root
         retrain = self.record(GOOD).status.retrain
-        card = next(
-            (state / "mlflow" / "artifacts").glob(f"*/{retrain.run_id if retrain else ''}/**/model_card.html"), None
-        )
+        card = self.state.report(retrain.run_id or "") if retrain else None
         aegis, mlflow = Path(sys.executable).with_name("aegis"), Path(sys.executable).with_name("mlflow")
         folder = self.folder(GOOD)
         print("\nWhere to look next")

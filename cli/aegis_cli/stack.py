@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import glob
 import http.client
 import json
 import os
@@ -120,6 +121,11 @@ class State:
             return self.urls()["mlflow"]
         except NotRunning:
             return None
+
+    def report(self, run_id: str) -> str | None:
+        """The model card of a run, if it has one."""
+        found = (self.root / "mlflow" / "artifacts").glob(f"*/{glob.escape(run_id)}/artifacts/model_card.html")
+        return str(next(found, "")) or None
 
     def logs(self, workflow: str) -> str | None:
         """The folder of a Workflow's logs, if it is still there."""

@@ -11,6 +11,9 @@ from retrain_trigger.model import ROWS, Record, Retrain, Row, to_doc
 
 from .cluster import Place
 
+JUDGED = ("Promoted", "Rejected")
+"""Outcomes after which there is a model card."""
+
 
 def shown(text: object) -> str:
     """Text that cannot steer a terminal: control, bidi and other invisible characters are spelled as escapes."""
@@ -111,6 +114,8 @@ def _chain(record: Record, retrain: Retrain, place: Place) -> list[str]:
     if retrain.run_id:
         mlflow = place.mlflow()
         links.append(("MLflow run", f"{mlflow}/#/runs/{retrain.run_id}" if mlflow else retrain.run_id))
+    if retrain.run_id and retrain.outcome in JUDGED and (card := place.report(retrain.run_id)):
+        links.append(("report", card))
     links.append(("Workflow", f"{retrain.workflow} (uid {retrain.uid})"))
     nodes = ((_workflow(record, place) or {}).get("status") or {}).get("nodes", {}).values()
     ran = [node for node in nodes if node.get("type") in ("Pod", "Suspend")]

@@ -82,6 +82,9 @@ def test_why_tells_the_whole_story_with_every_link(machine: State) -> None:
     machine.objects().create("Workflow", "aegis-digits-1", {"metadata": {}, "status": {"nodes": nodes}})
     (machine.root / "runs" / "aegis-digits-1").mkdir(parents=True)
     machine.addresses.write_text('{"mlflow": "http://127.0.0.1:12002"}')
+    card = machine.root / "mlflow" / "artifacts" / "1" / str(retrain().run_id) / "artifacts" / "model_card.html"
+    card.parent.mkdir(parents=True)
+    card.touch()
     alert = Evidence(fingerprint="00000000000000aa", starts_at=NOW, seen=NOW, version="7", feature="age", ends_at=NOW)
     said = story.why(
         record(
@@ -108,6 +111,7 @@ def test_why_tells_the_whole_story_with_every_link(machine: State) -> None:
         "00000000000000aa  version 7  warning  age  began 2026-03-01 12:00:00",
         "resolved 2026-03-01 12:00:00",
         "outcome:           Promoted",
+        f"report:            {card}",
         "because:           better by 9 points",
         "model version:     digits version 2",
         "MLflow run:        http://127.0.0.1:12002/#/runs/run-1",
