@@ -366,6 +366,7 @@ import os, pathlib
 print("\\n".join(f"{name}={value}" for name, value in os.environ.items()))
 if "AEGIS_OUT" in os.environ:
     out = pathlib.Path(os.environ["AEGIS_OUT"])
+    out.mkdir(exist_ok=True)
     (out / "status").write_text("trained")
     (out / "verdict").write_text("accept")
     (out / "model").mkdir(exist_ok=True)
