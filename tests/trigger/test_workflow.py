@@ -126,6 +126,14 @@ def test_free_text_travels_as_base64_or_not_at_all(value: str) -> None:
 
 
 @given(st.text(max_size=12) | st.text("{} \x07=ab", max_size=8))
+def test_the_steps_learn_how_many_attempts_there_are_and_a_secret_that_tells_nothing_of_the_claim() -> None:
+    made = (manifest(record(max_attempts=5), replace(RETRAIN, claim=claim), "aegis") for claim in ("one", "two"))
+    first, second = (unpacked(parameters(each)["settings"]) for each in made)
+    assert first["maxAttempts"] == second["maxAttempts"] == 5
+    assert first["secret"] != second["secret"]
+    assert all(len(each["secret"]) == 64 and "one" not in each["secret"] for each in (first, second))
+
+
 @settings(max_examples=300, deadline=None)
 def test_an_owners_text_is_refused_where_it_is_read_exactly_when_no_workflow_could_carry_it(text: str) -> None:
     # Otherwise a claim would be made, fail for an hour, and be made again.
