@@ -125,7 +125,6 @@ def test_free_text_travels_as_base64_or_not_at_all(value: str) -> None:
     assert value not in json.dumps(made["spec"], ensure_ascii=False)
 
 
-@given(st.text(max_size=12) | st.text("{} \x07=ab", max_size=8))
 def test_the_steps_learn_how_many_attempts_there_are_and_a_secret_that_tells_nothing_of_the_claim() -> None:
     made = (manifest(record(max_attempts=5), replace(RETRAIN, claim=claim), "aegis") for claim in ("one", "two"))
     first, second = (unpacked(parameters(each)["settings"]) for each in made)
@@ -134,6 +133,7 @@ def test_the_steps_learn_how_many_attempts_there_are_and_a_secret_that_tells_not
     assert all(len(each["secret"]) == 64 and "one" not in each["secret"] for each in (first, second))
 
 
+@given(st.text(max_size=12) | st.text("{} \x07=ab", max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_an_owners_text_is_refused_where_it_is_read_exactly_when_no_workflow_could_carry_it(text: str) -> None:
     # Otherwise a claim would be made, fail for an hour, and be made again.
