@@ -95,19 +95,24 @@ def matrix(counts: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str
         drawn.append(f'<text class="end small" x="{left - 4}" y="{y + size / 2 + 3:.1f}">{text(name, 9)}</text>')
         for column, share in enumerate(shares[row]):
             x, count = left + size * column, int(counts[row, column])
+            if not count:
+                continue
             drawn.append(
-                f'<rect class="grid none" x="{x:.1f}" y="{y:.1f}" width="{size:.1f}" height="{size:.1f}"/>'
                 f'<rect class="{kind} flat" x="{x:.1f}" y="{y:.1f}" width="{size:.1f}" height="{size:.1f}"'
                 f' fill-opacity="{share:.3f}"><title>true {text(name, 60)}, said {text(columns[column], 60)}: {count:,}'
                 "</title></rect>"
             )
-            if count and size >= 22:
+            if size >= 22:
                 ink = "on" if share > 0.55 else ""
                 number = f"{count:,}" if count < 10_000 else f"{count / 1000:.0f}k"
                 drawn.append(
                     f'<text class="mid small {ink}" x="{x + size / 2:.1f}" y="{y + size / 2 + 3:.1f}">{number}</text>'
                 )
-    return _svg(top + size * len(rows) + 4, label, drawn)
+    across, down = left + size * len(columns), top + size * len(rows)
+    lines = [f"M{left} {top + size * number:.1f}H{across:.1f}" for number in range(len(rows) + 1)]
+    lines += [f"M{left + size * number:.1f} {top}V{down:.1f}" for number in range(len(columns) + 1)]
+    drawn.append(f'<path class="grid" d="{"".join(lines)}"/>')
+    return _svg(down + 4, label, drawn)
 
 
 def density(

@@ -95,7 +95,7 @@ def test_a_workflow_takes_the_model_that_the_container_left(template: Any, world
     spec = template["spec"]
     train = next(t for t in spec["templates"] if t["name"] == "train")
     own = train["initContainers"][1]
-    # No path as a word or value of its own: below a mount of the pod, such as /tmp, the runner would take it for the pod's.
+    # No path as a word or value: below a mount of the pod, such as /tmp, the runner would take it for the pod's.
     lines = (
         f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})",
         "from train_model.defaults import main",
