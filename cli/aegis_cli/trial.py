@@ -10,7 +10,9 @@ import base64
 import contextlib
 import io
 import json
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -127,7 +129,8 @@ class _Trial:
         attempt = replace(self.attempt, checkpoint=kept)
         store = open_store(attempt.models_uri, env=self.env)
         paths = [str(Path.cwd()), *filter(None, [self.env.get("PYTHONPATH")])]
-        env = {**self.env, "PYTHONPATH": ":".join(paths)}
+        own = f"{Path(sys.executable).parent}:{self.env.get('PATH', os.defpath)}"  # `python` is ours, as in a pod
+        env = {**self.env, "PYTHONPATH": ":".join(paths), "PATH": own}
         if name == "resumed":
             checkpoint.restore(attempt, store, checkpoint.inputs_of(attempt))
         began = time.monotonic()

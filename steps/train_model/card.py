@@ -22,6 +22,8 @@ from train_model.verdict import Judged, Slice, Verdict
 MAX_CLASSES = 20
 """A larger confusion matrix is a grey square: the card then lists what is mistaken for what."""
 _PAIRS = 15
+_SLICES = 30
+"""A card with more of them is read by nobody: these are the worst."""
 _STYLE = (
     plots.COLOURS
     + """
@@ -167,17 +169,19 @@ def _sliced(card: Card) -> Section | None:
         return None
     allowed = card.margin * (1.0 if verdict.metric == "accuracy" else verdict.champion)
     shown, changed = _shown(verdict.metric), _changed(verdict.metric)
+    worst = sorted(verdict.slices, key=lambda part: (part.lower is None, part.change))[:_SLICES]
+    kept = [part for part in verdict.slices if part in worst]
     rows = [
         Estimate(
             f"{part.name} ({part.rows:,})", part.change, *_bounds(part), "new" if part.lower is not None else "old"
         )
-        for part in verdict.slices
+        for part in kept
         if math.isfinite(part.change)
     ]
     label = f"change of {verdict.metric} in each slice"
     marks = [(-allowed, f"may lose {changed(allowed).lstrip('+')}"), (0.0, "no change")]
     table: Table = [("slice", "rows", "champion", "challenger", "change", "surely above", "surely below")]
-    for part in verdict.slices:
+    for part in kept:
         bounds = ("too few rows", "") if part.lower is None else (changed(part.lower), _most(part, changed))
         means = (shown(part.champion), shown(part.challenger), changed(part.change))
         table.append((part.name, f"{part.rows:,}", *means, *bounds))
@@ -185,6 +189,8 @@ def _sliced(card: Card) -> Section | None:
         "How much better each slice got, with one-sided 95 % bounds: the whole line has to lie right of what a slice "
         "may lose. One without a line has too few rows to be judged."
     )
+    if len(kept) < len(verdict.slices):
+        words += f" These are the worst {len(kept)} of {len(verdict.slices):,}, those that are judged first."
     return Section("Slices", words, [("slices", label, plots.estimates(rows, label, changed, marks))], table)
 
 

@@ -36,6 +36,8 @@ MAX_DISK = 1 << 30
 """Bytes that a model may write while it predicts: room for what it unpacks, not for a log without end."""
 MAX_NUMBER = 1e100
 """Of a regression; its square can still be added up."""
+MAX_WORDS = 4000
+"""Of an explanation: it travels in the Workflow's status, and a slice column of ids would name thousands."""
 STARTING_S = 60
 """What the process may take beyond the models' own time: the import of their libraries on a busy machine."""
 
@@ -63,7 +65,7 @@ def _gate(attempt: Attempt, env: Mapping[str, str]) -> str:
         why = "; ".join(["old knowledge cannot be judged: set evaluationUri, or bring the data back", *lost])
         text = f"{why}; {result.explanation}"
         result = replace(result, accept=False, reason="OldDataLost", explanation=text)
-    explanation = "; ".join([result.explanation, *notes])
+    explanation = "; ".join([result.explanation, *notes])[:MAX_WORDS]
     outcome = "Accepted" if result.accept else f"Rejected:{result.reason}"
     outputs = {"verdict": "accept" if result.accept else "reject", "digest": digest, "outcome": outcome}
     outputs["champion"] = champion.pointer.mark if champion else ""  # a promotion after another is refused

@@ -89,10 +89,10 @@ def matrix(counts: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str
     drawn = [f'<text class="soft" x="{left}" y="12">said \u2192, true \u2193</text>']
     for column, name in enumerate(columns):
         x = left + size * (column + 0.5)
-        drawn.append(f'<text class="mid small" x="{x:.1f}" y="28">{text(name, max(2, int(size / 5)))}</text>')
+        drawn.append(f'<text class="mid small" x="{x:.1f}" y="28">{text(name, max(2, int(size / 6)))}</text>')
     for row, name in enumerate(rows):
         y = top + size * row
-        drawn.append(f'<text class="end small" x="{left - 4}" y="{y + size / 2 + 3:.1f}">{text(name, 9)}</text>')
+        drawn.append(f'<text class="end small" x="{left - 4}" y="{y + size / 2 + 3:.1f}">{text(name, 8)}</text>')
         for column, share in enumerate(shares[row]):
             x, count = left + size * column, int(counts[row, column])
             if not count:

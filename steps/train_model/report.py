@@ -15,7 +15,7 @@ from train_model.verdict import Judged, Verdict
 
 FOLDER = "report"
 """Below the step's outputs."""
-_DRIFTED, _BINS = 8, 50
+_DRIFTED, _BINS, _SLICES = 8, 50, 100
 
 
 def show(attempt: Attempt, run: Run | None, judged: Judged, env: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ def measures(verdict: Verdict) -> dict[str, float]:
     found: dict[str, float | None] = {"eval_rows": verdict.rows, "p_value": verdict.p, "level": verdict.level}
     found |= {f"challenger_{verdict.metric}": verdict.challenger, f"champion_{verdict.metric}": verdict.champion}
     found |= {"change": verdict.change[0] if verdict.change else None}
-    found |= {f"slice_change/{part.name.replace('/', '_')}": part.change for part in verdict.slices}
+    found |= {f"slice_change/{part.name.replace('/', '_')}": part.change for part in verdict.slices[:_SLICES]}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

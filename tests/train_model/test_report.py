@@ -33,7 +33,7 @@ def judged(
 ) -> Judged:
     """What a gate found: a champion that errs in 20 % of the rows, and a challenger that errs in `wrong`."""
     chance = np.random.default_rng(1)
-    names = np.array([f"{name}{number}"[:64] for number in range(classes)])
+    names = np.array([f"{number} {name}"[:64] for number in range(classes)])
     labels = chance.choice(names, rows)
     before, after = (
         np.where(chance.random(rows) < share, chance.choice(names, rows), labels) for share in (0.2, wrong)
@@ -74,6 +74,7 @@ CASES = {
     "regression": card(regression()),
     "a vast regression": card(regression(scale=1e90)),
     "twelve slices": card(judged(slices=12)),
+    "a slice for each row": card(judged(slices=1000)),
     "hostile": card(judged(name=HOSTILE), HOSTILE),
     "long names": card(judged(name="a-name-without-any-blank-that-goes-on-and-on-" * 4), "long" * 100),
     "no rows": card(Judged(refused("NotEnoughData", "none", "accuracy", 0, 0.05), np.array([]), (None, ""), "", "")),
@@ -148,6 +149,17 @@ def test_what_the_gate_found_stands_on_the_card() -> None:
     }
 
 
+def test_of_many_slices_the_worst_that_are_judged_stand_on_the_card() -> None:
+    found = judged(slices=40, rows=8000)
+    small = replace(found.verdict.slices[0], name="tiny", rows=3, change=-0.9, lower=None, upper=None)
+    found = replace(found, verdict=replace(found.verdict, slices=(small, *found.verdict.slices)))
+    (part,) = [part for part in card_module.sections(card(found)) if part.title == "Slices"]
+    shown = {row[0] for row in part.table[1:]}
+    by_change = sorted(found.verdict.slices[1:], key=lambda each: each.change)
+    assert shown == {each.name for each in by_change[:30]}
+    assert "30 of 41" in part.words
+
+
 @given(st.text(max_size=60) | st.sampled_from([HOSTILE, "a|b\n# c", "[x](http://evil)", "<b>", "&lt;", "*" * 50]))
 @settings(max_examples=60)
 def test_whatever_text_came_from_others_stays_text(foreign: str) -> None:
@@ -188,9 +200,12 @@ def test_the_run_s_metrics_are_finite_and_named_as_mlflow_takes_them() -> None:
 
 
 @pytest.mark.parametrize("tracked", [True, False])
-def test_the_report_is_shown_in_the_run_and_beside_the_outputs(world: World, tracked: bool) -> None:
+def test_the_report_is_shown_in_the_run_and_beside_the_outputs(
+    world: World, tracked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
+    monkeypatch.chdir(world.root)  # where a database of MLflow puts its artifacts
     attempt = Attempt.from_env(world.environment())
     attempt.model_dir.mkdir(parents=True)
     drift = {"name": "speed", "distance": 0.5, "low": 0, "high": 1, "old": [0.5, 0.5], "new": [1, 0]}
