@@ -141,7 +141,7 @@ def test_a_training_whose_pod_is_killed_at_random_goes_on_and_ends_bit_identical
     world.settings = {
         "seed": 3,
         "secret": "s3cret",
-        "trainer": {"params": {"iterations": 60, "hidden": 200, "rate": 1e-4, "checkpointSeconds": 0}},
+        "trainer": {"params": {"iterations": 100, "hidden": 200, "rate": 1e-4, "checkpointSeconds": 0}},
     }
     world.env["AEGIS_CHECKPOINT"] = str(world.root / "checkpoint")
     if where != "file":
@@ -161,7 +161,7 @@ def test_a_training_whose_pod_is_killed_at_random_goes_on_and_ends_bit_identical
         beside, trains = started(world, "checkpoint"), started(world, "train")
         try:
             if kill:
-                enough = int(rng.integers(1, 4))
+                enough = int(rng.integers(1, 3))
                 seen: set[str] = set()
 
                 def brought(enough: int = enough, seen: set[str] = seen) -> bool:
