@@ -82,11 +82,8 @@ class Store(Protocol):
     def read(self, path: str, *, limit: int) -> bytes:
         """The whole object; NotFound, or Permanent above `limit` bytes."""
 
-    def download(self, path: str, target: Path, *, limit: int, version: str | None = None) -> None:
-        """The object into the new file `target`, in parallel ranges; errors as `read`.
-
-        With a `version` that one and no other: an object that changed is Conflict, and no bytes are ever mixed.
-        """
+    def download(self, path: str, target: Path, *, limit: int) -> None:
+        """The object into the new file `target`, in parallel ranges of one version; errors as `read` and `bring`."""
 
     def bring(
         self,
@@ -158,12 +155,10 @@ class _Reading(Protocol):
     def read(self, path: str, *, limit: int) -> bytes:
         return b"".join(self.chunks(path, limit))
 
-    def download(self, path: str, target: Path, *, limit: int, version: str | None = None) -> None:
+    def download(self, path: str, target: Path, *, limit: int) -> None:
         entry = self.head(path)
         if entry is None:
             raise NotFound(f"{self.uri}{path} is not there")
-        if version not in (None, entry.version):
-            raise Conflict(f"{self.uri}{path} changed while it was read")
         _bounded_size(entry.size, limit, self.uri + path)
         list(self.bring([(entry, target)]))
 

@@ -157,10 +157,10 @@ def save(model: Any, examples: Any, target: Path, seed: str = "") -> None:
         input_example=example,
         mlflow_model=Model(model_uuid=hashlib.sha256(seed.encode()).hexdigest()[:32], utc_time_created=_THEN),
     )
-    _settle(target / "model.skops")
+    _without_chance(target / "model.skops")
 
 
-def _settle(path: Path) -> None:
+def _without_chance(path: Path) -> None:
     """skops names objects by their place in memory and zip notes the time: both say nothing and change each time."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}
@@ -170,10 +170,10 @@ def _settle(path: Path) -> None:
     def number(match: re.Match[str]) -> str:
         return match[1] + numbers.setdefault(match[2], str(len(numbers)))
 
-    settled = re.sub(r'("(?:__id__": |file": "))(\d+)', number, schema)
+    numbered = re.sub(r'("(?:__id__": |file": "))(\d+)', number, schema)
     with zipfile.ZipFile(path, "w") as archive:
         named = {re.sub(r"^\d+", lambda match: numbers[match[0]], name): data for name, data in members.items()}
-        for name, data in sorted((named | {"schema.json": settled.encode()}).items()):
+        for name, data in sorted((named | {"schema.json": numbered.encode()}).items()):
             archive.writestr(zipfile.ZipInfo(name), data)
 
 

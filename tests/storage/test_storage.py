@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,23 +12,10 @@ from hypothesis import strategies as st
 
 from aegis.errors import AlreadyExists, Conflict, NotFound, Permanent, Temporary
 from aegis.storage import FileStore, Location, Store, open_store
-from tests.storage import servers
+from tests.storage.servers import BUCKET
 from tests.support import free_port
 
-BUCKET = "aegis-test"
 Opener = Callable[[str], Store]
-
-
-@pytest.fixture(scope="module")
-def gcs() -> Iterator[Mapping[str, str]]:
-    with servers.gcs(BUCKET) as env:
-        yield env
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Mapping[str, str]]:
-    with servers.s3(BUCKET) as env:
-        yield env
 
 
 @pytest.fixture(params=["file", "gs", "s3"])

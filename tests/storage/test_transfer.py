@@ -19,25 +19,12 @@ from aegis.errors import Conflict, NotFound, Permanent, Temporary
 from aegis.storage import Entry, Store, open_store
 from aegis.transfer import Job, Sink
 from tests.faults.proxy import Fault, FaultProxy, Kind
-from tests.storage import servers
+from tests.storage.servers import BUCKET
 
-BUCKET = "aegis-test"
 PART, CHUNK = 1 << 16, 1 << 14
 DATA = bytes(range(251)) * 1000  # no two parts alike; the last one is short
 OBJECT = r".*(/|%2F)x"  # the Google client asks for the bucket too, in a thread of its own, for traces
 RANGES = [(start, min(start + PART, len(DATA)) - 1) for start in range(0, len(DATA), PART)]
-
-
-@pytest.fixture(scope="module")
-def gcs() -> Iterator[Mapping[str, str]]:
-    with servers.gcs(BUCKET) as env:
-        yield env
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Mapping[str, str]]:
-    with servers.s3(BUCKET) as env:
-        yield env
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -136,8 +123,6 @@ def test_an_object_that_is_replaced_before_or_in_the_middle_is_never_mixed(place
     with pytest.raises(Conflict, match="changed while it was read"):
         place.bring_entries(tmp_path, [entry], replace)
     assert replaced.is_set()
-    with pytest.raises(Conflict, match="changed while it was read"):
-        place.store.download("x", tmp_path / "other", limit=1 << 20, version=entry.version)
     (tmp_path / "copy-0").unlink()
     with pytest.raises(Conflict, match="changed while it was read"):
         place.bring_entries(tmp_path, [entry])
